@@ -1,0 +1,357 @@
+"""Read run folders into plain data, and turn runs into the numbers that tables and figures show."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from scipy.integrate import trapezoid
+
+from agents.statistics import Floats
+
+By = Literal["method", "tag", "algo"]
+Ints = NDArray[np.int64]
+
+EPISODE_COLUMNS = ("timesteps", "task", "return", "length")
+STEPS = "time/total_timesteps"
+FRAGMENT = 0.1  # a last task shorter than this share of the median task is a left-over, not a task
+
+
+class BadRun(ValueError):
+    """A folder that holds no run, or a run with a damaged file; the message is one line."""
+
+
+class Curve(NamedTuple):
+    """Values over lifetime steps, exactly as measured: nothing is filled in between."""
+
+    steps: Ints
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """The finished training episodes of a run, one entry each, in the order in which they ended."""
+
+    timesteps: Ints  # lifetime agent steps, summed over the copies, when the episode ended
+    task: Ints
+    returns: Floats
+    lengths: Ints  # agent steps of this episode
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Episodes":
+        """Keep only the chosen episodes."""
+        return Episodes(self.timesteps[chosen], self.task[chosen], self.returns[chosen], self.lengths[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training run as it lies on disk.
+
+    `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units;
+    `recycled` and `re_died` count units over the whole run, None where nobody counted.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    episodes: Episodes
+    dead: Mapping[str, Curve]
+    recycled: int | None
+    re_died: int | None
+    finished: bool
+
+    @property
+    def seed(self) -> int:
+        """The seed it was started with."""
+        return int(self.config["seed"])
+
+    @property
+    def drift(self) -> str:
+        """The names of its drifts, joined: "permute+scale", or "no drift"."""
+        names = self.config.get("drift") or []
+        return "+".join([names] if isinstance(names, str) else map(str, names)) or "no drift"
+
+    @cached_property
+    def last_step(self) -> int:
+        """The lifetime step up to which something is known of it; for a finished run, at least its length."""
+        seen = [curve.steps[-1] for curve in self.dead.values()] + list(self.episodes.timesteps[-1:])
+        return int(max([*seen, self.config.get("total_timesteps") or 0 if self.finished else 0]))
+
+    def until(self, step: int) -> "Run":
+        """The same run as it stood at that lifetime step; its counts are not known there: None."""
+        dead = {
+            name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.dead.items()
+        }
+        episodes = self.episodes.where(self.episodes.timesteps <= step)
+        dead = {name: curve for name, curve in dead.items() if len(curve.steps)}
+        return replace(self, episodes=episodes, dead=dead, recycled=None, re_died=None)
+
+
+class Experiment(NamedTuple):
+    """What the arms of one comparison share; `algo` is empty where the algorithms are the arms."""
+
+    env: str
+    drift: str
+    algo: str
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One arm of an experiment in numbers: arrays hold one entry per seed, nan where nothing was measured.
+
+    Only finished runs count. Where none has finished, all do, up to the step `until` that all have reached.
+    """
+
+    experiment: Experiment
+    arm: str
+    seeds: tuple[int, ...]
+    unfinished: int  # runs of this arm that have not finished
+    until: int | None  # None: the runs behind the numbers are complete
+    first_task: Floats  # mean return of its episodes
+    later_tasks: Floats  # mean over the tasks after the first of their mean returns
+    last_task: Floats
+    area: Floats  # under return over lifetime steps, divided by the steps: a mean return per step
+    dead: Floats  # last measured fraction, averaged over layers
+    recycled: Floats
+    re_died: Floats
+    tasks: tuple[int, ...]  # played in every run
+    per_task: Floats  # (seeds, tasks) mean return
+
+
+def find_runs(paths: Iterable[Path | str]) -> list[Path]:
+    """Find every run at or below the given folders: the folders that hold a config.yaml, each once, sorted.
+
+    BadRun if a folder does not exist or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise BadRun(f"{path}: no such folder. Pass run folders, or a folder above them such as runs/.")
+        below = [config.parent for config in path.rglob("config.yaml")]
+        if not below:
+            raise BadRun(
+                f"{path}: no runs below. A run is a folder with the config.yaml that agents.train writes."
+            )
+        found.update((run.resolve(), run) for run in below)
+    return sorted(
+        found.values(), key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(p))]
+    )
+
+
+def read_run(path: Path | str) -> Run:
+    """Read one run folder. Files that training has not written yet are empty; BadRun on damaged ones.
+
+    In a run that is still going on, a last line without its end is left out.
+    """
+    path = Path(path)
+    config = _read_config(path / "config.yaml")
+    finished = (path / "model.zip").is_file()
+    episodes = _read_episodes(path / "episodes.csv", finished)
+    columns = _read_progress(path / "progress.csv", finished)
+    per_layer = {k: c for k, c in columns.items() if k.endswith("/dead") and k.count("/") > 2}
+    totals = {k: c for k, c in columns.items() if k.endswith("/dead") and k.count("/") == 2}
+    dead = {k[len("recycle/") : -len("/dead")]: c for k, c in (per_layer or totals).items()}
+    counts = (_count(columns, "recycled"), _count(columns, "re_died"))
+    return Run(path, config, episodes, dead, *counts, finished)
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadRun(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise BadRun(f"{file}: expected a mapping of options, got {type(config).__name__}.")
+    if missing := [key for key in ("algo", "env", "method", "seed") if config.get(key) is None]:
+        raise BadRun(f"{file}: lacks {', '.join(missing)}. It should be the file that agents.train writes.")
+    for key in ("seed", "n_envs", "total_timesteps"):
+        if not isinstance(config.get(key) or 0, int):
+            raise BadRun(f"{file}: {key} should be a whole number, got {config[key]!r}.")
+    return config
+
+
+def _read_table(file: Path, finished: bool) -> tuple[list[str], list[list[str]]]:
+    """Return header and lines of a CSV file; both empty where there is no file yet."""
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if not finished and not text.endswith("\n"):
+            text = text[: text.rfind("\n") + 1]  # training is writing this line right now
+        header, *lines = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadRun(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise BadRun(f"{file}: line {number} has {len(line)} cells under a header of {len(header)}.")
+    return header, lines
+
+
+def _read_episodes(file: Path, finished: bool) -> Episodes:
+    header, lines = _read_table(file, finished)
+    if header and tuple(header) != EPISODE_COLUMNS:
+        raise BadRun(f"{file}: expected the header {','.join(EPISODE_COLUMNS)}, got {','.join(header)}.")
+    rows = [[_number(file, n, cell) for cell in line] for n, line in enumerate(lines, start=2)]
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(EPISODE_COLUMNS))
+    steps, task, returns, lengths = table[np.argsort(table[:, 0], kind="stable")].T
+    return Episodes(steps.astype(np.int64), task.astype(np.int64), returns, lengths.astype(np.int64))
+
+
+def _read_progress(file: Path, finished: bool) -> dict[str, Curve]:
+    """Return every recycle/ column as a curve of its own: only the rows in which it holds a value."""
+    header, lines = _read_table(file, finished)
+    points: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(lines, start=2):
+        cells = {key: cell for key, cell in zip(header, line, strict=True) if cell}
+        if STEPS not in cells:
+            continue
+        step = int(_number(file, number, cells[STEPS]))
+        for key in cells:
+            if key.startswith("recycle/") and key.rsplit("/", 1)[-1] in ("dead", "recycled", "re_died"):
+                value = _number(file, number, cells[key], finite=False)
+                if np.isfinite(value):  # nan: the layer was not observed
+                    points.setdefault(key, {})[step] = value  # a step logged twice: the later line counts
+    return {
+        key: Curve(np.array(sorted(curve), dtype=np.int64), np.array([curve[s] for s in sorted(curve)]))
+        for key, curve in points.items()
+    }
+
+
+def _number(file: Path, line: int, cell: str, finite: bool = True) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = None
+    if value is None or (finite and not np.isfinite(value)):
+        raise BadRun(f"{file}: line {line}: expected a number, got {cell!r}.")
+    return value
+
+
+def _count(columns: Mapping[str, Curve], what: str) -> int | None:
+    """Sum the last value of a cumulative count over the networks."""
+    last = [c.values[-1] for key, c in columns.items() if key.endswith(f"/{what}") and key.count("/") == 2]
+    return int(sum(last)) if last else None
+
+
+def change_points(run: Run) -> list[tuple[int, int]]:
+    """Find when each new task began: [(lifetime step, task), ...], the first task left out.
+
+    It is the start of the first episode under the new task; with several copies, others may still be
+    finishing an episode of the old one.
+    """
+    episodes = run.episodes
+    starts = episodes.timesteps - episodes.lengths * int(run.config.get("n_envs") or 1)
+    order = np.lexsort((episodes.task, starts))
+    steps, tasks = np.maximum(starts[order], 0), episodes.task[order]
+    return [(int(steps[i]), int(tasks[i])) for i in np.flatnonzero(np.diff(tasks)) + 1]
+
+
+def task_returns(run: Run) -> dict[int, float]:
+    """Average the returns of each task's episodes: {task: mean return}, in order of task.
+
+    A last task that had only just begun (less than a tenth of the median task) is left out.
+    """
+    episodes = run.episodes
+    bounds = [0, *(step for step, _ in change_points(run)), int(max([0, *episodes.timesteps]))]
+    spans = np.diff(bounds)
+    tasks = set(episodes.task.tolist())
+    if len(spans) > 1 and spans[-1] < FRAGMENT * np.median(spans[:-1]):
+        tasks -= {change_points(run)[-1][1]}
+    return {task: float(episodes.returns[episodes.task == task].mean()) for task in sorted(tasks)}
+
+
+def area_under_curve(episodes: Episodes) -> float:
+    """Integrate return over lifetime steps (trapezoids) and divide by the steps: a mean return per step.
+
+    Episodes that ended at the same step are averaged first; nan without episodes.
+    """
+    if not len(episodes):
+        return float("nan")
+    steps, index = np.unique(episodes.timesteps, return_inverse=True)
+    values = np.bincount(index, weights=episodes.returns) / np.bincount(index)
+    return float(trapezoid(values, steps) / (steps[-1] - steps[0]) if len(steps) > 1 else values[0])
+
+
+def final_dead(run: Run) -> float:
+    """Average the last measured dead fraction over the layers; nan where none was measured."""
+    return float(np.mean([c.values[-1] for c in run.dead.values()])) if run.dead else float("nan")
+
+
+def arms(runs: Iterable[Run], by: By | None = None) -> dict[Experiment, dict[str, list[Run]]]:
+    """Sort runs into experiments (environment, drift, algorithm) and these into arms, runs by seed.
+
+    An arm is method and tag, or what `by` names alone; with by="algo" an experiment spans the algorithms.
+    "none" comes first, the others by name.
+    """
+    experiments: dict[Experiment, dict[str, list[Run]]] = {}
+    for run in runs:
+        algo, method, tag = (str(run.config.get(key) or "") for key in ("algo", "method", "tag"))
+        arm = (
+            {"method": method, "tag": tag or "no tag", "algo": algo}[by]
+            if by
+            else "-".join(filter(None, (method, tag)))
+        )
+        key = Experiment(str(run.config["env"]), run.drift, "" if by == "algo" else algo)
+        experiments.setdefault(key, {}).setdefault(arm, []).append(run)
+    return {
+        key: {
+            arm: sorted(found[arm], key=lambda r: (r.seed, str(r.path)))
+            for arm in sorted(found, key=lambda a: (a != "none", a))
+        }
+        for key, found in sorted(experiments.items())
+    }
+
+
+def counted(runs: Sequence[Run]) -> tuple[list[Run], int | None]:
+    """Choose the runs of an arm that may be averaged: the finished ones, and None.
+
+    Where none has finished: all that have an episode, cut at the step all have reached, and that step.
+    """
+    if finished := [run for run in runs if run.finished and len(run.episodes)]:
+        return finished, None
+    begun = [run for run in runs if len(run.episodes)]
+    reached = min((run.last_step for run in begun), default=0)
+    return [cut for run in begun if len((cut := run.until(reached)).episodes)], reached
+
+
+def summarise(runs: Iterable[Run], by: By | None = None) -> list[Row]:
+    """Give every arm its row of numbers, one entry per seed, for `agents.statistics` to average."""
+    return [
+        _row(experiment, arm, of_arm)
+        for experiment, found in arms(runs, by).items()
+        for arm, of_arm in found.items()
+    ]
+
+
+def _row(experiment: Experiment, arm: str, runs: Sequence[Run]) -> Row:
+    used, until = counted(runs)
+    returns = [task_returns(run) for run in used]
+    shared = sorted(set.intersection(*map(set, returns))) if returns else []
+    per_task = np.array([[r[task] for task in shared] for r in returns]).reshape(len(used), len(shared))
+    listed = [list(r.values()) for r in returns]
+
+    def count(values: Iterable[int | None]) -> Floats:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    return Row(
+        experiment,
+        arm,
+        tuple(run.seed for run in used),
+        sum(not run.finished for run in runs),
+        until,
+        first_task=np.array([values[0] for values in listed]),
+        later_tasks=np.array([np.mean(values[1:]) if values[1:] else np.nan for values in listed]),
+        last_task=np.array([values[-1] if values[1:] else np.nan for values in listed]),
+        area=np.array([area_under_curve(run.episodes) for run in used]),
+        dead=np.array([final_dead(run) for run in used]),
+        recycled=count(run.recycled for run in used),
+        re_died=count(run.re_died for run in used),
+        tasks=tuple(shared),
+        per_task=per_task,
+    )

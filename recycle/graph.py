@@ -1,0 +1,223 @@
+"""The units of a network: which parameter elements make each one, which consume it, what may be edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+class NotRecyclable(ValueError):
+    """An edit was refused: what was asked, why it cannot be done exactly, what to do instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a parameter or buffer whose entries belong to units, and which entries.
+
+    ``index[u]`` are the entries of unit ``u`` along ``dim``: ``(width, span)``. The span is 1 for the rows of
+    a Linear layer, height x width for the columns behind a flatten, 4 for the gates of an LSTM.
+    """
+
+    name: str
+    """Path of the parameter or buffer in the traced module."""
+    dim: int
+    index: Tensor
+    role: str
+    """``"weight"``, ``"bias"``, ``"gain"`` or ``"buffer"`` of the units; ``"consumer"`` of their output."""
+    bias: str | None = None
+    """Of a consumer: the bias added to its result, where there is one."""
+    padded: bool = False
+    """Of a consumer: it pads its input with zeros, so a constant input is not constant at the border."""
+    sources: frozenset[tuple[int, int]] = frozenset()
+    """Of a consumer: which activations it reads; equal sources see equal values."""
+
+    @property
+    def span(self) -> int:
+        """Entries of one unit along the axis."""
+        return self.index.shape[1]
+
+    def entries(self, units: Tensor, device: torch.device) -> Tensor:
+        """Flat positions along ``dim`` of these units, ``(len(units) * span,)``."""
+        return self.index.to(device)[units.to(device)].flatten()
+
+    def read(self, tensor: Tensor, units: Tensor) -> Tensor:
+        """A copy of the units' elements, ``(units, span, everything else)``."""
+        part = tensor.index_select(self.dim, self.entries(units, tensor.device)).movedim(self.dim, 0)
+        return part.reshape(len(units), self.span, -1)
+
+    def write(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
+        """Overwrite the units' elements in place with ``values``, shaped as :meth:`read` returns them."""
+        rest = [n for d, n in enumerate(tensor.shape) if d != self.dim]
+        part = values.reshape(-1, *rest).movedim(0, self.dim)
+        tensor.index_copy_(self.dim, self.entries(units, tensor.device), part.to(tensor.dtype))
+
+
+@dataclass(eq=False)
+class UnitGroup:
+    """Units that are interchangeable and live in the same tensors: a layer, or a part of one."""
+
+    name: str
+    """Path of the first producer; ``[a:b]`` is appended when the group is only a part of it."""
+    width: int
+    incoming: tuple[Axis, ...]
+    """Everything a unit owns: weight rows, biases, gains, running statistics."""
+    outgoing: tuple[Axis, ...]
+    """The columns of every consumer."""
+    module: nn.Module = field(repr=False)
+    """The traced module, which holds the tensors."""
+    exact: bool = True
+    why: str = ""
+    """Why edits are only approximate, where ``exact`` is False."""
+    resizable: bool = False
+    why_fixed: str = "edits keep all shapes; widening and pruning are not implemented yet"
+    prove_homogeneous: Callable[[UnitGroup], bool] = field(default=lambda group: False, repr=False)
+    _homogeneous: bool | None = field(default=None, repr=False)
+
+    def tensor(self, name: str) -> Tensor:
+        """The live parameter or buffer of that path."""
+        return tensor_at(self.module, name)
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether scaling a unit's incoming weights by c > 0 scales its output by c (ReLU, leaky ReLU).
+
+        Proved on the traced calls, not read off the activation's name.
+        """
+        if self._homogeneous is None:
+            self._homogeneous = self.prove_homogeneous(self)
+        return self._homogeneous
+
+    @property
+    def why_not_foldable(self) -> str:
+        """Why a constant unit cannot be moved into its consumers' biases, or "" where it can."""
+        for axis in self.outgoing:
+            if axis.bias is None:
+                return f"consumer {axis.name!r} has no bias"
+            if axis.padded:
+                return f"consumer {axis.name!r} pads its input with zeros"
+        return ""
+
+    def observers(self) -> list[tuple[nn.Module, Axis]]:
+        """Consumers whose input shows the units' outputs: one for each distinct value that is consumed.
+
+        Empty where some consumer cannot be watched by a hook (a bare parameter, a recurrent layer): such a
+        group is never recycled.
+        """
+        seen: set[tuple[int, int]] = set()
+        found = []
+        for axis in self.outgoing:
+            owner, _, leaf = axis.name.rpartition(".")
+            consumer = self.module.get_submodule(owner)
+            watched = isinstance(consumer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
+            if axis.sources <= seen:
+                continue
+            if not watched:
+                return []
+            seen |= axis.sources
+            found.append((consumer, axis))
+        return found
+
+    def producer(self) -> nn.Module | None:
+        """The layer whose output is the units' pre-activation, if one layer computes it alone."""
+        weights = [a for a in self.incoming if a.role == "weight"]
+        owner, _, leaf = weights[0].name.rpartition(".")
+        layer = self.module.get_submodule(owner)
+        known = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
+        return layer if known and weights[0].span == 1 else None
+
+
+class Graph:
+    """The editable groups of a module, in forward order, and what is frozen and why.
+
+    Iterate over it, or take a group by name: ``graph["layer1"]``. ``print(graph)`` is a table.
+    """
+
+    def __init__(self, module: nn.Module, groups: Sequence[UnitGroup], frozen: dict[str, str]) -> None:
+        self.module = module
+        self.frozen = dict(frozen)
+        """Units that no edit may touch: ``{name: reason}``."""
+        self._groups = {group.name: group for group in groups}
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self._groups.values())
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._groups
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        if name in self.frozen:
+            raise KeyError(f"{name!r} is frozen: {self.frozen[name]}")
+        if name not in self._groups:
+            raise KeyError(f"no group {name!r}; there are {', '.join(self._groups) or 'none'}")
+        return self._groups[name]
+
+    def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Graph:
+        """The same graph with only the groups named in ``include`` and without those in ``exclude``.
+
+        A name stands for itself and for everything below it (``"mlp_extractor"`` for
+        ``"mlp_extractor.policy_net.0"``). A name that matches no group is an error.
+        """
+        for name in (*(include or ()), *(exclude or ())):
+            if not any(_under(group, name) for group in self._groups):
+                raise ValueError(f"no group is called {name!r}; there are {', '.join(self._groups) or 'none'}")
+        kept = [
+            group
+            for group in self
+            if (include is None or any(_under(group.name, n) for n in include))
+            and not any(_under(group.name, n) for n in exclude or ())
+        ]
+        return Graph(self.module, kept, self.frozen)
+
+    def __str__(self) -> str:
+        rows = [("group", "width", "producers", "consumers", "edits")]
+        for group in self:
+            made = ", ".join(_shape(a, group.tensor(a.name)) for a in group.incoming)
+            used = ", ".join(_shape(a, group.tensor(a.name)) for a in group.outgoing)
+            rows.append((group.name, str(group.width), made, used, "exact" if group.exact else group.why))
+        sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+        lines = ["  ".join([*(c.ljust(n) for c, n in zip(row, sizes, strict=False)), row[-1]]) for row in rows]
+        if not len(self):
+            lines = ["no group can be edited"]
+        longest = max(map(len, self.frozen), default=0)
+        lines += ["", "frozen", *(f"  {n.ljust(longest)}  {why}" for n, why in self.frozen.items())] * bool(self.frozen)
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self)} groups, {sum(g.width for g in self)} units, {len(self.frozen)} frozen)"
+
+
+def _under(group: str, name: str) -> bool:
+    return group == name or (group.startswith(name) and group[len(name)] in ".[")
+
+
+def _shape(axis: Axis, tensor: Tensor) -> str:
+    """``fc.weight[:, 64:128]``: the part of a parameter that a group's entries cover."""
+    entries = axis.index.flatten().sort().values.tolist()
+    size = tensor.shape[axis.dim]
+    if len(entries) == size:
+        return axis.name
+    tight = entries[-1] - entries[0] + 1 == len(entries)
+    part = f"{entries[0]}:{entries[-1] + 1}" if tight else f"{len(entries)} of {size}"
+    return f"{axis.name}[{':, ' * axis.dim}{part}]"
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """The live parameter or buffer of that path.
+
+    Raises:
+        NotRecyclable: the module has no tensor of that name (any more).
+    """
+    owner, _, leaf = name.rpartition(".")
+    try:
+        found = getattr(module.get_submodule(owner), leaf)
+    except AttributeError:
+        found = None
+    if not isinstance(found, Tensor):
+        raise NotRecyclable(f"{type(module).__name__} has no tensor {name!r}; trace the module again after changing it")
+    return found

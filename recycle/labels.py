@@ -1,0 +1,336 @@
+"""Which tensor elements belong to which unit: run the same operations on integer labels.
+
+Beside every activation stands an ``int64`` tensor of the same shape whose entries name the unit that each
+element is. Below autograd a network is a small, closed set of aten operations, whatever Python wrote, so a
+:class:`torch.utils._python_dispatch.TorchDispatchMode` sees them all. Labels are kept per *storage*: every
+view of a tensor is then a view of its labels, and writes in place follow, with no rule for either.
+
+:class:`UnitLabels` holds the labels and what was learnt; ``recycle/rules.py`` says what each operation does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NONE = 0
+"""Label of an element that is no unit: data, or something computed from it."""
+UNIFORM = -1
+"""Label of a constant that is the same for every unit: padding, an initial state of zeros."""
+UNUSED = -2
+"""Mark of a parameter column that no call has read."""
+
+Rule = Callable[["UnitLabels", Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a tensor reads a parameter or buffer: ``dims[i]`` is ``(dim, start, step)`` of its i-th axis.
+
+    ``None`` stands for an axis that repeats (size 1, or expanded) or that spans several of the parameter's.
+    """
+
+    name: str
+    dims: tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass
+class Columns:
+    """One axis of a parameter that is contracted against activations: what its columns consume."""
+
+    labels: list[Tensor] = field(default_factory=list)  # each (size of the axis,), one per disagreeing call
+    calls: int = 0
+    biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
+    padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
+    sources: set[tuple[int, int]] = field(default_factory=set)  # (storage, version) of what was read
+
+
+@dataclass
+class Rows:
+    """One axis of a parameter or buffer whose entries belong to units: weight rows, biases, gains."""
+
+    labels: Tensor  # (size of the axis,)
+    role: str  # "weight", "bias", "gain" or "buffer"
+
+
+class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every unit of ``module`` through the operations that run while it is active.
+
+    After the calls: :attr:`rows` and :attr:`columns` say which parameter elements make and which consume a
+    unit, :attr:`frozen` and :attr:`inexact` why units may not, or only approximately, be edited.
+    """
+
+    def __init__(self, module: nn.Module, rules: dict[str, Rule]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: dict[tuple[str, int], Rows] = {}
+        self.columns: dict[tuple[str, int], Columns] = {}
+        self.frozen: dict[int, str] = {}
+        self.inexact: dict[int, str] = {}
+        self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
+        self._rules = rules
+        self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
+        self._owners: dict[int, list[tuple[str, Tensor]]] = {}  # storage -> parameters that live in it
+        self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
+        self._parents: list[int] = [0]
+        self._roots: Tensor | None = None
+        self._buffers = {name for name, _ in module.named_buffers()}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self._owners.setdefault(_storage(tensor), []).append((name, tensor))
+
+    # -- the mode ------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        version = {id(t): t._version for t in tensors_in((args, kwargs))}
+        out = func(*args, **kwargs)
+        if func.is_view:
+            return out
+        operands = list(tensors_in((args, kwargs)))
+        name = func._schema.name.removeprefix("aten::")
+        self._versions = version
+        if any(self._known(t) for t in operands) or name in _CONSTANTS:
+            results = list(tensors_in(out))
+            same = {_storage(t) for t in operands}
+            if not func._schema.is_mutable and results and all(_storage(t) in same for t in results):
+                return out  # a view under another name: its labels are there already
+            self._rules.get(name, self._rules["default"])(self, func, args, kwargs, out)
+        return out
+
+    def _known(self, tensor: Tensor) -> bool:
+        key = _storage(tensor)
+        return key in self._labels or key in self._owners
+
+    # -- labels of a tensor --------------------------------------------------------------------------------
+
+    def of(self, tensor: Any) -> Tensor | None:
+        """The labels of ``tensor`` (same shape, each a union's root), or None where it has none."""
+        if not isinstance(tensor, Tensor):
+            return None
+        entry = self._labels.get(_storage(tensor))
+        if entry is None:
+            return None
+        return self.root(entry[0].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()))
+
+    def put(self, tensor: Tensor, labels: Tensor) -> None:
+        """Write ``labels`` (broadcast to its shape) beside ``tensor``."""
+        key = _storage(tensor)
+        if key in self._owners:
+            name = self._owners[key][0][0]
+            self.freeze(labels, f"written into {name!r}")
+            return
+        if key not in self._labels:
+            count = tensor.untyped_storage().nbytes() // max(tensor.element_size(), 1)
+            self._labels[key] = (torch.zeros(count, dtype=torch.int64, device=tensor.device), tensor)
+        whole = self._labels[key][0]
+        whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).copy_(labels)
+
+    def view_of(self, tensor: Any) -> View | None:
+        """How ``tensor`` reads one of the module's parameters or buffers, or None where it does not."""
+        if not isinstance(tensor, Tensor):
+            return None
+        for name, owner in self._owners.get(_storage(tensor), ()):
+            offset = int(tensor.storage_offset() - owner.storage_offset())
+            extent = sum((n - 1) * s for n, s in zip(owner.shape, owner.stride(), strict=True)) + 1
+            if owner.numel() and 0 <= offset < extent:
+                return View(name, _axes(tensor, owner, offset))
+        return None
+
+    def alias(self, copy: Tensor, original: Tensor) -> bool:
+        """Let ``copy`` stand for the whole parameter ``original``: a cast under autocast, a clone."""
+        for name, owner in self._owners.get(_storage(original), ()):
+            if owner.shape == original.shape == copy.shape and owner.stride() == original.stride():
+                self._owners.setdefault(_storage(copy), []).append((name, copy))
+                return True
+        return False
+
+    # -- units ---------------------------------------------------------------------------------------------
+
+    def root(self, labels: Tensor) -> Tensor:
+        """``labels`` with every unit replaced by the first of the units it is one with."""
+        if self._roots is None:
+            self._roots = torch.tensor([self._find(i) for i in range(len(self._parents))])
+        roots = self._roots.to(labels.device)
+        return torch.where(labels > 0, roots[labels.clamp_min(0)], labels)
+
+    def _find(self, unit: int) -> int:
+        while self._parents[unit] != unit:
+            self._parents[unit] = self._parents[self._parents[unit]]
+            unit = self._parents[unit]
+        return unit
+
+    def mint(self, count: int) -> Tensor:
+        """``count`` new units, in order: ``(count,)``."""
+        first = len(self._parents)
+        self._parents.extend(range(first, first + count))
+        self._roots = None
+        return torch.arange(first, first + count)
+
+    @property
+    def units(self) -> Tensor:
+        """The root of every unit minted so far, ``(units + 1,)``; entry 0 is no unit."""
+        return self.root(torch.arange(len(self._parents)))
+
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Make units that meet element by element one: a residual sum, a gate."""
+        meet = (one > 0) & (other > 0) & (one != other)
+        if not meet.any():
+            return
+        for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
+            first, second = sorted((self._find(a), self._find(b)))
+            self._parents[second] = first
+        self._roots = None
+
+    def freeze(self, labels: Tensor | None, reason: str, *, override: bool = False) -> None:
+        """Never edit the units in ``labels``, and say why."""
+        for unit in self._units_in(labels):
+            if override or unit not in self.frozen:
+                self.frozen[unit] = reason
+
+    def blend(self, labels: Tensor | None, reason: str) -> None:
+        """Edits of the units in ``labels`` are approximate, and why."""
+        for unit in self._units_in(labels):
+            self.inexact.setdefault(unit, reason)
+
+    def _units_in(self, labels: Tensor | None) -> list[int]:
+        if labels is None:
+            return []
+        found: list[int] = torch.unique(labels[labels > 0]).tolist()
+        return found
+
+    # -- what operations say -------------------------------------------------------------------------------
+
+    def use_whole(self, tensors: Iterable[Any], op: Any) -> None:
+        """Note that ``op`` reads parameters in a way that no unit owns."""
+        for tensor in tensors:
+            view = self.view_of(tensor)
+            if view is not None:
+                self.shared.setdefault(view.name, str(op).rsplit(".", 1)[0])
+
+    def produce(self, view: View, axis: int, size: int, role: str = "weight") -> Tensor | None:
+        """The units whose incoming weights are the rows of a parameter: ``(size,)``, minted once."""
+        place = view.dims[axis]
+        if place is None:
+            return None
+        dim, start, step = place
+        rows = self._rows_at(view.name, dim, role)
+        part = slice(start, start + step * (size - 1) + 1, step)
+        fresh = rows.labels[part] == NONE
+        if fresh.any():
+            rows.labels[part] = torch.where(fresh, NONE, rows.labels[part]).masked_scatter(
+                fresh, self.mint(int(fresh.sum()))
+            )
+        return self.root(rows.labels[part])
+
+    def _rows_at(self, name: str, dim: int, role: str) -> Rows:
+        if (name, dim) not in self.rows:
+            size = next(t for owner in self._owners.values() for n, t in owner if n == name).shape[dim]
+            self.rows[name, dim] = Rows(torch.zeros(size, dtype=torch.int64), role)
+        return self.rows[name, dim]
+
+    def own(self, view: View, axis: int, labels: Tensor, role: str, op: Any) -> None:
+        """A parameter (or buffer) meets units element by element along ``axis``: its entries are theirs."""
+        place = view.dims[axis]
+        if place is None:
+            self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
+            return
+        dim, start, step = place
+        role = "buffer" if view.name in self._buffers else role
+        rows = self._rows_at(view.name, dim, role)
+        part = slice(start, start + step * (len(labels) - 1) + 1, step)
+        before, labels = self.root(rows.labels[part]), labels.cpu()
+        self.join(before, labels)
+        self.freeze(before[labels == NONE], f"{view.name!r} meets units in one place and other values in another")
+        rows.labels[part] = torch.where(labels > 0, labels, before)
+
+    def consume(
+        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any
+    ) -> Columns | None:
+        """Activations labelled ``labels`` (one per column) meet a parameter's columns along ``axis``."""
+        place = view.dims[axis]
+        if place is None:
+            self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
+            return None
+        dim, start, step = place
+        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim]
+        columns = self.columns.setdefault((view.name, dim), Columns())
+        seen = torch.full((size,), UNUSED, dtype=torch.int64)
+        seen[start : start + step * (len(labels) - 1) + 1 : step] = labels.cpu()
+        if not any(torch.equal(self.root(seen), self.root(old)) for old in columns.labels):
+            columns.labels.append(seen)
+        columns.calls += 1
+        columns.padded |= padded
+        columns.sources.add((_storage(source), self._versions.get(id(source), 0)))
+        return columns
+
+    def await_bias(self, out: Tensor, columns: Columns) -> None:
+        """``out`` is a bare product; a parameter added to it next is that consumer's bias."""
+        self._linear[_storage(out)] = columns
+
+    def settle_bias(self, operands: Sequence[Any], op: Any, *, plain: bool) -> None:
+        """If ``op`` (``plain``: unscaled) adds a parameter to a bare product, note it as the consumer's bias."""
+        products = [self._linear.pop(_storage(t)) for t in operands if _storage_or_none(t) in self._linear]
+        views = [v for v in map(self.view_of, operands) if v is not None]
+        if plain and op._schema.name in ("aten::add", "aten::add_") and len(products) == len(views) == 1:
+            products[0].biases.append(views[0].name)
+
+    def along(self, labels: Tensor, axis: int) -> Tensor | None:
+        """The label at each index of ``axis``, ``(size,)``, if it is the same everywhere else; else None."""
+        table = labels.movedim(axis, 0).flatten(1) if labels.dim() > 1 else labels[:, None]
+        top = table.amax(1)
+        steady = (table == top[:, None]) | (table == UNIFORM)
+        return top if bool(steady.all()) else None
+
+
+# Operations that make constants: the same for every unit.
+_CONSTANTS = {
+    "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
+    "zero_", "fill_", "scalar_tensor", "zero", "fill", "bernoulli_",
+}  # fmt: skip
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Every tensor inside nested arguments or results, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _storage_or_none(value: Any) -> int | None:
+    return _storage(value) if isinstance(value, Tensor) else None
+
+
+def _axes(tensor: Tensor, owner: Tensor, offset: int) -> tuple[tuple[int, int, int] | None, ...]:
+    """Match each axis of a view with the axis of ``owner`` that it walks along."""
+    order = sorted((d for d in range(owner.dim()) if owner.shape[d] > 1), key=owner.stride, reverse=True)
+    start = {}
+    for d in order:
+        start[d], offset = divmod(offset, owner.stride(d))
+    found: list[tuple[int, int, int] | None] = []
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        place = None
+        for d in order:
+            step, rest = divmod(stride, owner.stride(d))
+            if size > 1 and step and not rest and start[d] + step * (size - 1) < owner.shape[d]:
+                place = (d, start[d], step)
+                break
+        if size == 1 and owner.shape.count(1) and len(tensor.shape) == len(owner.shape):
+            same = [d for d in range(owner.dim()) if owner.shape[d] == 1 and owner.stride(d) == stride]
+            place = (same[0], 0, 1) if len(same) == 1 else None
+        found.append(place)
+    return tuple(found)

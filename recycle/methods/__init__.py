@@ -1,0 +1,75 @@
+"""Who is recycled, when, into what: one paper in a file.
+
+A method is an object called with ``(group, stats)`` that returns a list of edits, and names in ``needs`` the
+statistics it reads. It sees a group's shape and its statistics, never a module or an optimizer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from recycle.methods.mirror import Mirror
+from recycle.methods.monitor import Monitor
+from recycle.methods.random import Random
+from recycle.methods.redo import ReDo
+from recycle.methods.selection import Units
+from recycle.methods.split import SplitDead
+from recycle.surgery import Edit
+from recycle.track import Stats
+
+
+class Method(Protocol):
+    """What a recycler needs of a method. No base class, no registration."""
+
+    needs: ClassVar[tuple[str, ...]]
+    """Names of the :class:`recycle.track.Stats` fields that it reads."""
+
+    def __call__(self, group: Units, stats: Stats) -> Sequence[Edit]:
+        """The edits to make now; slots that matter most come first, since a cap may cut the rest."""
+        ...
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "monitor": Monitor,
+    "random": Random,
+    "split": SplitDead,
+    "mirror": Mirror,
+    "redo": ReDo,
+}
+"""The built-in methods by their names on the command line."""
+
+
+def find(name: str) -> Callable[..., Method]:
+    """The method class of that name, or of ``"my_module:MyMethod"``.
+
+    Raises:
+        ValueError: there is none; the message says which one may have been meant.
+    """
+    if name in METHODS:
+        built_in: Callable[..., Method] = METHODS[name]
+        return built_in
+    if ":" in name:
+        return _imported(name)
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"no method {name!r}: {hint}there are {', '.join(METHODS)}, or my_module:MyMethod")
+
+
+def _imported(name: str) -> Any:
+    path, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no method {name!r}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"no method {name!r}: it is a {type(found).__name__}, not a class")
+    method: Callable[..., Method] = found
+    return method

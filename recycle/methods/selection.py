@@ -1,0 +1,66 @@
+"""Which units are dead, and which live ones can be their parents: what several methods share."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from recycle.surgery import Fold
+from recycle.track import Stats
+
+Parent = Literal["utility", "gradient", "random"]
+
+
+class Units(Protocol):
+    """The part of a group that a method may look at."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def homogeneous(self) -> bool: ...  # noqa: D102
+    @property
+    def why_not_foldable(self) -> str: ...  # noqa: D102
+
+
+def idle(group: Units, stats: Stats, tau: float) -> Tensor:
+    """Units to recycle, the deadest first: dead ones, and with ``tau`` > 0 those whose score is at most ``tau``.
+
+    A dead unit whose constant is not zero is left out where it cannot be folded into its consumers' biases:
+    overwriting it would change the output.
+    """
+    stuck = stats.dead & (stats.maximum != 0) & (group.why_not_foldable != "")
+    chosen = (stats.dead & ~stuck) | (~stats.dead & (stats.score <= tau) & (tau > 0))
+    units = chosen.nonzero()[:, 0]
+    return units[torch.argsort(stats.score[units], stable=True)]
+
+
+def fold(group: Units, stats: Stats, units: Tensor) -> list[Fold]:
+    """Keep what these units contribute on average, in their consumers' biases; nothing for units that are zero."""
+    units = units[(stats.minimum[units] != 0) | (stats.maximum[units] != 0)]
+    if not len(units) or group.why_not_foldable:
+        return []
+    return [Fold(units.tolist(), stats.mean[units].tolist())]
+
+
+def parents(stats: Stats, slots: Tensor, by: Parent) -> Tensor:
+    """Live units, the best first and each at most once, to be parents of ``slots``: ``(at most len(slots),)``.
+
+    Args:
+        stats: the group's statistics.
+        slots: units about to be overwritten.
+        by: ``"utility"`` (mean |activation| times outgoing norm), ``"gradient"`` (of the incoming weights) or
+            ``"random"``.
+    """
+    live = ~stats.dead
+    live[slots] = False
+    units = live.nonzero()[:, 0]
+    if by == "random":
+        order = torch.randperm(len(units), generator=stats.generator)
+    else:
+        value = stats.utility if by == "utility" else stats.weight_gradient
+        order = torch.argsort(value[units], descending=True, stable=True)
+    return units[order][: len(slots)]

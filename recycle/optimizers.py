@@ -1,0 +1,71 @@
+"""Optimizer state of single units: which tensors there are, what "fresh" means, how they scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from recycle.graph import NotRecyclable
+
+_POWERS = {
+    "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "exp_inf": 1, "square_avg": 2, "grad_avg": 1, "sum": 2,
+    "acc_delta": 0, "momentum_buffer": 1, "prev": 1, "step_size": 0, "ax": 0,
+}  # fmt: skip
+"""State key -> how it scales with the gradient: 1 for a mean of it, 2 for a mean of its square."""
+
+_REFUSED = {
+    "LBFGS": "it keeps one flat history of all parameters",
+    "Adafactor": "it factorises its second moment",
+}
+
+
+def check(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor]) -> None:
+    """Raise :class:`NotRecyclable` if some state cannot be edited unit by unit. Nothing is changed."""
+    parameters = list(parameters)
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if name in _REFUSED:
+            raise NotRecyclable(
+                f"{name} has no state of single units: {_REFUSED[name]}. Use Adam, AdamW, SGD or RMSprop"
+            )
+        for parameter in parameters:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor) or value.dim() == 0:
+                    continue
+                if value.shape != parameter.shape or key not in _POWERS:
+                    raise NotRecyclable(
+                        f"{name} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                        f"{tuple(parameter.shape)}, and no rule says what that means for one unit. "
+                        "Use Adam, AdamW, SGD or RMSprop"
+                    )
+
+
+def states(optimizers: Sequence[Optimizer], parameter: Tensor) -> Iterator[tuple[Tensor, int, float]]:
+    """Every state tensor shaped like ``parameter``: the tensor, its power of the gradient, its fresh value."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not any(p is parameter for p in group["params"]):
+                continue
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape:
+                    yield value, _power(optimizer, key), _fresh(optimizer, key, group)
+
+
+def _power(optimizer: Optimizer, key: str) -> int:
+    if key == "momentum_buffer" and "RMSprop" in type(optimizer).__name__:
+        return 0  # a mean of normalised gradients
+    return _POWERS[key]
+
+
+def _fresh(optimizer: Optimizer, key: str, group: dict[str, Any]) -> float:
+    """The value that this optimizer's own first step starts from."""
+    if key == "square_avg" and type(optimizer).__name__ == "RMSpropTFLike":
+        return 1.0
+    if key == "sum":
+        return float(group.get("initial_accumulator_value", 0.0))
+    if key == "step_size":
+        return float(group["lr"])
+    return 0.0

@@ -1,0 +1,216 @@
+"""Prove a group on the real calls: trial splits on random parameters that must not change any output.
+
+On a worn network a wrong group can pass, because its units contribute nothing; so all parameters are replaced
+by random values that keep units alive, and put back bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recycle.graph import UnitGroup
+
+Call = Callable[[], Any]
+
+_SHARE = 0.3
+
+
+class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Dropout off, normalisations across units replaced by their gain and bias: what is left must be exact."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        out = func(*args, **(kwargs or {}))
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(out[1])
+        if name == "bernoulli_":
+            return out.fill_(1)
+        if name in ("native_layer_norm", "native_group_norm"):
+            weight, bias = (args[2], args[3]) if name == "native_layer_norm" else (args[1], args[2])
+            shape = [1, -1] + [1] * (args[0].dim() - 2) if name == "native_group_norm" else None
+            plain = args[0]
+            plain = plain if weight is None else plain * (weight if shape is None else weight.reshape(shape))
+            plain = plain if bias is None else plain + (bias if shape is None else bias.reshape(shape))
+            return (plain.clone(), *out[1:])
+        if name == "_softmax":
+            return args[0].clone()
+        return out
+
+
+def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call]) -> dict[str, str]:
+    """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
+
+    Every unit is a parent and a slot once. All groups are tried together; only if that fails, one by one.
+    """
+    if not groups:
+        return {}
+    with _randomised(groups, module) as restore:
+        reference = _outputs(calls)
+        if isinstance(reference, str):
+            return {group.name: reference for group in groups}
+        silent = {}
+        for group in groups:
+            _silence(group, torch.arange(group.width))
+            if _difference(reference, _outputs(calls)) < 1e-6:
+                silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
+            restore()
+        audible = [group for group in groups if group.name not in silent]
+        if audible and _trials(audible, calls, restore):
+            broken = {group.name: _trials([group], calls, restore) for group in audible}
+            silent |= {name: reason for name, reason in broken.items() if reason}
+        return silent
+
+
+def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> bool:
+    """Whether doubling the units' weights and biases and halving their consumers' changes no output."""
+    with _randomised([group], module) as restore:
+        reference = _outputs(calls)
+        everything = torch.arange(group.width)
+        for axis in group.incoming:
+            if axis.role in ("weight", "bias"):
+                tensor = group.tensor(axis.name)
+                axis.write(tensor, everything, axis.read(tensor, everything) * 2)
+        for axis in group.outgoing:
+            tensor = group.tensor(axis.name)
+            axis.write(tensor, everything, axis.read(tensor, everything) / 2)
+        after = _outputs(calls)
+        restore()
+        return _difference(reference, after) <= _tolerance(reference)
+
+
+def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> str:
+    """Split half of the units into the other half, then the other way round; "" if no output changes."""
+    for parents_first in (True, False):
+        pairs = []
+        for group in groups:
+            half = group.width // 2
+            one, other = torch.arange(half), torch.arange(group.width - half, group.width)
+            pairs.append((one, other) if parents_first else (other, one))
+        reason = _trial(groups, pairs, calls)
+        restore()
+        if reason:
+            return reason
+    odd = [group for group in groups if group.width % 2]
+    if odd:  # the middle unit is left: once as parent, once as slot
+        middle = [torch.tensor([group.width // 2]) for group in odd]
+        first = [torch.tensor([0]) for _ in odd]
+        for pairs in (list(zip(middle, first, strict=True)), list(zip(first, middle, strict=True))):
+            reason = _trial(odd, pairs, calls)
+            restore()
+            if reason:
+                return reason
+    return ""
+
+
+def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], calls: Sequence[Call]) -> str:
+    for group, (_, slots) in zip(groups, pairs, strict=True):
+        _silence(group, slots)
+    before = _outputs(calls)
+    for group, (parents, slots) in zip(groups, pairs, strict=True):
+        for axis in group.incoming:
+            tensor = group.tensor(axis.name)
+            axis.write(tensor, slots, axis.read(tensor, parents))
+        for axis in group.outgoing:
+            tensor = group.tensor(axis.name)
+            columns = axis.read(tensor, parents)
+            axis.write(tensor, slots, columns * _SHARE)
+            axis.write(tensor, parents, columns * (1 - _SHARE))
+    change, allowed = _difference(before, _outputs(calls)), _tolerance(before)
+    return "" if change <= allowed else f"trial split changed the output by {change:.1e} (at most {allowed:.1e})"
+
+
+def _silence(group: UnitGroup, units: Tensor) -> None:
+    for axis in group.outgoing:
+        tensor = group.tensor(axis.name)
+        tensor.index_fill_(axis.dim, axis.entries(units, tensor.device), 0.0)
+
+
+@contextmanager
+def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Random parameters and per-unit statistics; yields a function that puts the random values back."""
+    state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
+    tensors: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
+    tensors += [b for name, b in module.named_buffers() if name in state]
+    saved = [t.detach().clone() for t in tensors]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), _Plain():  # type: ignore[no-untyped-call]
+        try:
+            for tensor in tensors:
+                if tensor.dim() > 1:
+                    scale = (tensor[0].numel()) ** -0.5
+                    draw = torch.randn(tensor.shape, generator=generator, dtype=torch.double) * scale
+                else:
+                    draw = torch.rand(tensor.shape, generator=generator, dtype=torch.double) + 0.5
+                tensor.copy_(draw)
+            random = [t.detach().clone() for t in tensors]
+
+            def restore() -> None:
+                for tensor, value in zip(tensors, random, strict=True):
+                    tensor.copy_(value)
+
+            yield restore
+        finally:
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+
+
+def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:
+    """Copies of every floating-point output of the calls, or why they failed."""
+    found = []
+    for call in calls:
+        torch.manual_seed(0)
+        try:
+            found += [t.detach().clone() for t in returned(call()) if t.is_floating_point()]
+        except Exception as error:  # a user's module may raise anything on values it has never met
+            return f"the call fails on random parameters: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return found
+
+
+def _difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:
+    """Largest change of an output, relative to the largest value of that output."""
+    if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            change = float((a.double() - b.double()).abs().max()) / max(float(a.double().abs().max()), 1e-30)
+            worst = max(worst, change if change == change else float("inf"))
+    return worst
+
+
+def _tolerance(outputs: list[Tensor] | str) -> float:
+    """Rounding allowed in these outputs' precision: 1e-12 in float64, 5e-4 in float32."""
+    if isinstance(outputs, str) or not outputs:
+        return 0.0
+    return max(max(4096 * torch.finfo(t.dtype).eps, 1e-12) for t in outputs)
+
+
+def returned(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Every tensor that a call's return value holds: nested containers, dataclasses, distributions."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if depth == 0:
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        items = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = (getattr(value, f.name) for f in fields(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
+        items = vars(value).values()
+    for item in items:
+        yield from returned(item, depth - 1)

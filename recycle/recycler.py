@@ -1,0 +1,325 @@
+"""Observe, decide, apply, report: the one place that knows both statistics and surgery."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from recycle import metrics
+from recycle.graph import Graph, NotRecyclable, UnitGroup
+from recycle.methods import Method
+from recycle.surgery import Edit, Init, apply, check, describe
+from recycle.track import Stats, Tracker, peak
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One group at one event. Fractions are of its units, over the window that just ended."""
+
+    width: int
+    samples: int
+    dead: float = math.nan
+    """Dead before this event's edits."""
+    dead_after: float = math.nan
+    """Dead and not recycled at this event."""
+    dormant: float = math.nan
+    constant: float = math.nan
+    saturated: float = math.nan
+    gradient_silent: float = math.nan
+    effective_rank: float = math.nan
+    duplicates: float = math.nan
+    recycled: int = 0
+    """Units overwritten at this event."""
+    re_died: int = 0
+    """Units recycled at an earlier event that were found dead again, each counted once."""
+    note: str = ""
+    """Why nothing, or less than asked, was done."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GroupReport) and json.dumps(asdict(self)) == json.dumps(asdict(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one :meth:`Recycler.step` saw and did. Prints, compares, and becomes JSON."""
+
+    event: int
+    groups: dict[str, GroupReport]
+    edits: tuple[tuple[str, Edit], ...] = field(default=())
+    """Group name and edit, in the order in which they were made."""
+
+    @property
+    def recycled(self) -> int:
+        """Units overwritten in all groups."""
+        return sum(group.recycled for group in self.groups.values())
+
+    @property
+    def re_died(self) -> int:
+        """Recycled units that died again, in all groups."""
+        return sum(group.re_died for group in self.groups.values())
+
+    def fraction(self, quantity: str) -> float:
+        """``dead``, ``dormant``, ... over all units of all groups that were observed; NaN if none was."""
+        seen = [(getattr(g, quantity), g.width) for g in self.groups.values() if not math.isnan(getattr(g, quantity))]
+        return sum(v * w for v, w in seen) / sum(w for _, w in seen) if seen else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings; a quantity that was not observed is None."""
+        groups = {
+            name: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(group).items()}
+            for name, group in self.groups.items()
+        }
+        edits = [{"group": name, **describe(edit)} for name, edit in self.edits]
+        return {"event": self.event, "groups": groups, "edits": edits}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` on one line."""
+        return json.dumps(self.to_dict())
+
+    def __str__(self) -> str:
+        head = f"event {self.event}: {self.recycled} units recycled, {self.fraction('dead'):.1%} were dead"
+        size = max(map(len, self.groups), default=0)
+        lines = [
+            f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}  dormant {g.dormant:6.1%}  "
+            f"recycled {g.recycled}{'  ' + g.note if g.note else ''}"
+            for name, g in self.groups.items()
+        ]
+        return "\n".join([head, *lines])
+
+
+class Recycler:
+    """Finds dead units of a network while it trains and puts them back to work.
+
+    Holds the window of statistics, the ages of units and the private random generator; training draws from none
+    of these. ::
+
+        recycler = Recycler(graph, ReDo(), optimizers=[adam])
+        for x, y in batches:
+            with recycler.listening():
+                loss(net(x), y).backward()
+            adam.step(); adam.zero_grad()
+            ...
+            print(recycler.step())  # now and then, between updates
+
+    Args:
+        graph: what :func:`recycle.trace` found.
+        method: decides what to do; see :data:`recycle.METHODS`.
+        optimizers: every optimizer that holds the network's parameters.
+        targets: ``(target network, tau)`` pairs, see :func:`recycle.apply`. A unit is recycled under a Polyak
+            target only if it is dead there too, on the latest batch.
+        init: how this model initialises, for fresh units.
+        generator: source of randomness; None: one of the recycler's own, seeded with 0.
+        warmup: training passes before the first edit.
+        cooldown: events for which a unit that was just recycled is left alone.
+        cap: largest part of a group's units that one event may recycle, in (0, 1].
+        sample_every: look at every so many training passes.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        method: Method,
+        *,
+        optimizers: Sequence[Optimizer] = (),
+        targets: Sequence[tuple[nn.Module, float]] = (),
+        init: Init | None = None,
+        generator: torch.Generator | None = None,
+        warmup: int = 0,
+        cooldown: int = 0,
+        cap: float = 1.0,
+        sample_every: int = 8,
+    ) -> None:
+        _check_method(method)
+        if warmup < 0 or cooldown < 0 or not 0 < cap <= 1:
+            raise ValueError(
+                "a Recycler needs warmup >= 0 (training passes), cooldown >= 0 (events) and 0 < cap <= 1, "
+                f"got warmup={warmup}, cooldown={cooldown}, cap={cap}"
+            )
+        self.graph = graph
+        self.method = method
+        self.optimizers = tuple(optimizers)
+        self.targets = tuple(targets)
+        self.init = init
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
+        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
+        self.events = 0
+        self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
+        self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
+        self._listening = False
+        self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._handle: Any = None
+
+    # -- observing -----------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Watch from now on until :meth:`detach`; a second call does nothing."""
+        self.tracker.attach()
+        if self._handle is None and any(tau < 1 for _, tau in self.targets):
+            self._handle = self.graph.module.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Stop watching; what was seen stays."""
+        self.tracker.detach()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Watch inside the block, round forward and backward; ``optimizer.step()`` may stand outside it."""
+        before, self._listening = self._listening, True
+        self.attach()
+        try:
+            yield
+        finally:
+            self._listening = before
+
+    def _keep_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._batch = args, kwargs
+
+    # -- deciding ------------------------------------------------------------------------------------------
+
+    def step(self) -> Report:
+        """Decide and apply, between two updates; then begin a new window.
+
+        Raises:
+            NotRecyclable: called inside :meth:`listening`, where a backward pass may be pending.
+        """
+        if self._listening:
+            raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
+        groups, edits = {}, []
+        for group in self.graph:
+            stats = self.tracker.stats(group, self.generator)
+            note = self._why_not(group, stats)
+            made: list[Edit] = []
+            if not note:
+                made, note = self._edit(group, stats)
+            edits += [(group.name, edit) for edit in made]
+            groups[group.name] = self._report(group, stats, made, note)
+        self.tracker.clear()
+        self.events += 1
+        return Report(self.events, groups, tuple(edits))
+
+    def _why_not(self, group: UnitGroup, stats: Stats) -> str:
+        if group.name in self.tracker.unobserved:
+            return f"unobserved: {self.tracker.unobserved[group.name]}"
+        if not stats.samples:
+            return "no training pass was seen since the last event"
+        if not stats.finite:
+            return "NaN or infinite activations were seen: no edit is based on this window"
+        if self.tracker.passes < self.warmup:
+            return f"warming up: {self.tracker.passes} of {self.warmup} training passes"
+        missing = [n for n in self.method.needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
+        return f"needs {', '.join(missing)}, which was not observed" if missing else ""
+
+    def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
+        """Make the method's edits of one group, all or none."""
+        wanted = list(self.method(group, stats))
+        slots = list(dict.fromkeys(slot for edit in wanted for slot in edit.slots))
+        allowed, note = self._allowed(group, slots)
+        edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
+        try:
+            for edit in edits:
+                check(edit, group, optimizers=self.optimizers, targets=self.targets)
+        except NotRecyclable as error:
+            return [], str(error)
+        for edit in edits:
+            apply(
+                edit, group, optimizers=self.optimizers, targets=self.targets, generator=self.generator, init=self.init
+            )
+        return edits, note
+
+    def _allowed(self, group: UnitGroup, slots: list[int]) -> tuple[set[int], str]:
+        """Slots that cooldown, target networks and the cap let through, and what was held back."""
+        last = self._recycled_at[group.name]
+        ready = [s for s in slots if last[s] < 0 or self.events - int(last[s]) > self.cooldown]
+        notes = [f"{len(slots) - len(ready)} cooling down"] * (len(ready) < len(slots))
+        soft = [module for module, tau in self.targets if tau < 1]
+        if ready and soft:
+            if self._batch is None:
+                return set(), "no batch was seen on which to check the target network"
+            highest = torch.stack([peak(group, module, self._batch) for module in soft]).amax(0)
+            dead = [s for s in ready if highest[s] == 0]
+            notes += [f"{len(ready) - len(dead)} still alive in the target network"] * (len(dead) < len(ready))
+            ready = dead
+        most = max(1, math.floor(self.cap * group.width))
+        notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
+        return set(ready[:most]), "; ".join(notes)
+
+    def _report(self, group: UnitGroup, stats: Stats, edits: list[Edit], note: str) -> GroupReport:
+        """Health before the edits, what they did, and the books for the next event."""
+        slots = sorted({slot for edit in edits for slot in edit.slots})
+        again, newborn = torch.zeros(group.width, dtype=torch.bool), self._newborn[group.name]
+        health: dict[str, float] = {}
+        if stats.samples and stats.finite:
+            again = newborn & stats.dead
+            newborn &= ~again
+            left = stats.dead.clone()
+            left[slots] = False
+            seen = self.tracker.latest(group)
+            health = {
+                "dead": metrics.dead(stats),
+                "dead_after": float(left.double().mean()),
+                "dormant": metrics.dormant(stats),
+                "constant": metrics.constant(stats),
+                "saturated": metrics.saturated(stats),
+                "gradient_silent": metrics.gradient_silent(stats),
+                "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
+                "duplicates": float(metrics.duplicates(group).double().mean()),
+            }
+        newborn[slots] = True
+        self._recycled_at[group.name][slots] = self.events
+        self.tracker.born[group.name][slots] = self.tracker.passes
+        return GroupReport(
+            group.width, stats.samples, **health, recycled=len(slots), re_died=int(again.sum()), note=note
+        )
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Windows, ages, books and the generator, as plain tensors and numbers."""
+        return {
+            "events": self.events,
+            "tracker": self.tracker.state_dict(),
+            "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
+            "newborn": {k: v.clone() for k, v in self._newborn.items()},
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: the state belongs to other groups.
+        """
+        self.tracker.load_state_dict(state["tracker"])
+        self.events = int(state["events"])
+        self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
+        self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
+        self.generator.set_state(state["generator"])
+
+
+def _check_method(method: Any) -> None:
+    if isinstance(method, type) or not callable(method):
+        raise TypeError(f"a method is an object called with (group, stats), got {method!r}. Pass ReDo(), not ReDo")
+    known = [f.name for f in fields(Stats)] + [k for k, v in vars(Stats).items() if isinstance(v, property)]
+    for name in getattr(method, "needs", ()):
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{type(method).__name__} needs {name!r}, no such statistic: {hint}there are {known}")
+    if not hasattr(method, "needs"):
+        raise TypeError(f"{type(method).__name__} must name the statistics it reads in `needs`; () if none")

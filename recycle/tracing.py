@@ -1,0 +1,239 @@
+"""Find the units of an unmodified module: label them, group them, prove the groups."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
+from recycle.labels import UNUSED, Columns, UnitLabels
+from recycle.proof import Call, prove, prove_homogeneous, returned
+from recycle.rules import RULES
+
+_OUTPUT = "reaches the module's output"
+
+
+def trace(module: nn.Module, *calls: Call) -> Graph:
+    """Find every group of units of ``module`` that can be edited, and say why the others cannot.
+
+    Each call runs the module once, without gradients, through one entry point that training uses:
+    ``trace(policy, lambda: policy.evaluate_actions(obs, actions))``. What a call returns is taken to be an
+    output, which no edit may change the meaning of. A batch of a few samples is enough. Parameters, buffers,
+    gradients, training flags and random states are as before when it returns.
+
+    Raises:
+        TypeError: ``module`` is no module, or there is no call.
+        NotRecyclable: a call fails.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
+    if not calls or not all(callable(call) for call in calls):
+        raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
+    with _undisturbed(module):
+        labels = UnitLabels(module, RULES)
+        for call in calls:
+            try:
+                with torch.no_grad(), labels:
+                    result = call()
+            except Exception as error:
+                raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
+            for tensor in returned(result):
+                labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+        groups, frozen = _groups(module, labels)
+        for group in groups:
+            group.prove_homogeneous = _Homogeneity(module, calls)
+        failed = prove(groups, module, calls)
+    kept = [group for group in groups if group.name not in failed]
+    return Graph(module, kept, {**frozen, **failed})
+
+
+class _Homogeneity:
+    """The trial that :attr:`UnitGroup.homogeneous` runs when it is first asked."""
+
+    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
+        self.module, self.calls = module, calls
+
+    def __call__(self, group: UnitGroup) -> bool:
+        with _undisturbed(self.module):
+            return prove_homogeneous(group, self.module, self.calls)
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run calls and leave no mark: random states, buffers and flags come back; fused kernels stay off."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    still = [m for m in module.modules() if m.training and isinstance(m, _STOCHASTIC)]
+    fused = (
+        torch._C._get_mkldnn_enabled(),
+        torch._C._get_cudnn_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+    try:
+        for layer in still:
+            layer.training = False
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused[0])
+        torch._C._set_cudnn_enabled(fused[1])
+        torch.backends.mha.set_fastpath_enabled(fused[2])
+        for layer in still:
+            layer.training = True
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+_STOCHASTIC = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
+
+
+# -- from labels to groups ---------------------------------------------------------------------------------
+
+
+def _groups(module: nn.Module, labels: UnitLabels) -> tuple[list[UnitGroup], dict[str, str]]:
+    """Units with the same places in the same tensors form a group."""
+    roots = labels.units
+    reasons = _by_root(labels.frozen, roots)
+    columns = _agreed_columns(labels, reasons)
+    rows = {key: labels.root(row.labels) for key, row in labels.rows.items()}
+    _freeze_conflicts(module, labels, rows, columns, reasons)
+    entries = [*((key, vector, True) for key, vector in rows.items()),
+               *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
+    units = torch.unique(roots[1:])
+    if not len(units) or not entries:
+        return [], {}
+    counts = torch.stack([torch.bincount(v[v > 0], minlength=len(roots)) for _, v, _ in entries])[:, units]
+    texts = ["", *dict.fromkeys(reasons.values())]
+    why = torch.tensor([texts.index(reasons.get(u, "")) for u in units.tolist()])
+    mixed = _by_root(labels.inexact, roots)
+    kinds, kind_of = torch.unique(torch.cat([counts, why[None]]), dim=1, return_inverse=True)
+    groups: list[UnitGroup] = []
+    frozen: dict[str, str] = {}
+    firsts = [int(units[kind_of == k].min()) for k in range(kinds.shape[1])]
+    for k in sorted(range(kinds.shape[1]), key=firsts.__getitem__):
+        members = units[kind_of == k]
+        axes = [(key, _index(vector, members), made) for key, vector, made in entries if (vector == members[0]).any()]
+        incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
+        outgoing = tuple(_consumer(module, key, index, labels.columns[key]) for key, index, made in axes if not made)
+        if not any(axis.role == "weight" for axis in incoming):
+            continue
+        name = _name(module, incoming, set(frozen) | {g.name for g in groups})
+        reason = reasons.get(int(members[0]), "")
+        reason = reason or ("" if outgoing else "nothing consumes it through a weight")
+        reason = reason or ("" if len(members) > 1 else "one unit alone has nothing to be split with")
+        if reason:
+            frozen[name] = reason
+            continue
+        blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
+        groups.append(UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend))
+    return groups, frozen
+
+
+def _by_root(reasons: dict[int, str], roots: Tensor) -> dict[int, str]:
+    """What was said of a unit holds for all that it was joined with; outputs come first."""
+    merged: dict[int, str] = {}
+    for unit, reason in reasons.items():
+        root = int(roots[unit])
+        if root not in merged or reason == _OUTPUT:
+            merged[root] = reason
+    return merged
+
+
+def _agreed_columns(labels: UnitLabels, reasons: dict[int, str]) -> dict[tuple[str, int], Tensor]:
+    """One vector for each consumer axis; where calls disagree about a column its units are frozen."""
+    agreed = {}
+    for (name, dim), columns in labels.columns.items():
+        merged = labels.root(columns.labels[0]).clone()
+        for seen in map(labels.root, columns.labels[1:]):
+            settled = torch.where(merged < 0, seen, merged)
+            clash = (seen >= 0) & (merged >= 0) & (seen != merged)
+            for unit in torch.unique(torch.cat([seen[clash], merged[clash]])).tolist():
+                if unit > 0:
+                    reasons.setdefault(unit, f"the calls disagree about what column {dim} of {name!r} reads")
+            merged = settled
+        agreed[name, dim] = merged.masked_fill(merged == UNUSED, 0).clamp_min(0)
+    return agreed
+
+
+def _freeze_conflicts(
+    module: nn.Module,
+    labels: UnitLabels,
+    rows: dict[tuple[str, int], Tensor],
+    columns: dict[tuple[str, int], Tensor],
+    reasons: dict[int, str],
+) -> None:
+    """Parameters with a second use that an edit would disturb."""
+    buffers = dict(module.named_buffers())
+    parameters = dict(module.named_parameters())
+
+    def freeze(vector: Tensor, reason: str) -> None:
+        for unit in torch.unique(vector[vector > 0]).tolist():
+            reasons.setdefault(unit, reason)
+
+    for (name, dim), vector in (*rows.items(), *columns.items()):
+        tied = [d for n, d in rows if n == name and d != dim] if (name, dim) in rows else []
+        tied += [d for n, d in columns if n == name and d != dim] if (name, dim) in columns else []
+        both = (name, dim) in rows and (name, dim) in columns and bool((columns[name, dim] > 0).any())
+        if both or tied:
+            freeze(
+                vector,
+                f"{name!r} is tied: it makes units in one place and is used the other way round in another",
+            )
+        if name in labels.shared:
+            freeze(vector, f"{name!r} is also used by {labels.shared[name]}, as a whole")
+        held = parameters.get(name)
+        if held is not None and not held.requires_grad:
+            freeze(vector, f"{name!r} has requires_grad=False")
+        weight = (name, dim) in columns or ((name, dim) in labels.rows and labels.rows[name, dim].role == "weight")
+        if name in buffers and weight:
+            freeze(vector, f"{name!r} is a buffer, which no optimizer trains")
+
+
+def _index(vector: Tensor, members: Tensor) -> Tensor:
+    """Positions of each member in ``vector``, ``(members, span)``."""
+    place = torch.isin(vector, members).nonzero()[:, 0]
+    order = torch.argsort(vector[place], stable=True)
+    return place[order].reshape(len(members), -1)
+
+
+def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, columns: Columns) -> Axis:
+    name, dim = key
+    owner, _, leaf = name.rpartition(".")
+    weight = getattr(module.get_submodule(owner), leaf)
+    bias = None
+    if len(set(columns.biases)) == 1 and len(columns.biases) == columns.calls:
+        owner, _, leaf = columns.biases[0].rpartition(".")
+        held = getattr(module.get_submodule(owner), leaf)
+        whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]
+        bias = columns.biases[0] if whole and held.requires_grad else None
+    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources))
+
+
+def _name(module: nn.Module, incoming: Sequence[Axis], taken: set[str]) -> str:
+    """Path of the first producer, with ``[a:b]`` when the group is only a part of it."""
+    first = next(axis for axis in incoming if axis.role == "weight")
+    owner, _, leaf = first.name.rpartition(".")
+    layer: Any = module.get_submodule(owner)
+    alone = isinstance(layer, nn.RNNBase) and layer.num_layers == 1 and not layer.bidirectional
+    name = owner if owner and (leaf == "weight" or alone) else first.name
+    entries = first.index.flatten().sort().values.tolist()
+    tensor = getattr(layer, leaf)
+    if len(entries) < tensor.shape[first.dim]:
+        tight = entries[-1] - entries[0] + 1 == len(entries)
+        name += f"[{entries[0]}:{entries[-1] + 1}]" if tight else f"[{','.join(map(str, first.index[:, 0].tolist()))}]"
+    return name if name not in taken else f"{name} ({first.name})"

@@ -1,0 +1,419 @@
+"""Watch every unit of a network while it trains: hooks that add to a window of per-unit statistics.
+
+Nothing here touches training: hooks only read, draw no random number, leave ``.grad`` alone and never wait for
+the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recycle.graph import Axis, Graph, UnitGroup
+
+_KEPT = 256
+"""Rows of activations kept of the latest sampled pass, for effective rank."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What was seen of a group's units since the last event. Every tensor is ``(width,)``, float64, on the CPU.
+
+    "Activation" is a unit's output as its consumers read it, over samples and positions (time, space).
+    """
+
+    samples: int
+    """Sampled values of each unit, the smallest over its consumers; 0 if nothing was seen."""
+    firing_rate: Tensor
+    """Share of activations that are not zero."""
+    mean: Tensor
+    mean_abs: Tensor
+    variance: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    gradient: Tensor
+    """Mean absolute gradient of the loss at the pre-activation; 0 for a dead ReLU, NaN where not observed."""
+    weight_gradient: Tensor
+    """Mean absolute gradient of the incoming weights at ``optimizer.step()``, NaN where not observed."""
+    age: Tensor
+    """Training passes since the unit was last recycled, or since tracking began."""
+    incoming_norm: Tensor
+    """L2 norm of the incoming weights."""
+    outgoing_norm: Tensor
+    """L1 norm of the outgoing weights: how much the consumers listen."""
+    finite: bool = True
+    """False if a NaN or an infinity was seen; such a window says nothing."""
+    generator: torch.Generator | None = None
+    """Source of randomness for methods that draw."""
+
+    @property
+    def dead(self) -> Tensor:
+        """Units that gave zero, or another constant that can be folded away, for every input seen."""
+        constant = self.minimum == self.maximum
+        return constant if self.samples > 1 else torch.zeros_like(constant)
+
+    @property
+    def score(self) -> Tensor:
+        """Dormancy score: mean |activation| over the layer's mean of it (Sokar et al. 2023, eq. 1)."""
+        return self.mean_abs / self.mean_abs.mean().clamp_min(1e-9)
+
+    @property
+    def utility(self) -> Tensor:
+        """Mean |activation| times outgoing L1 norm: what the consumers receive of a unit."""
+        return self.mean_abs * self.outgoing_norm
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+class _Window:
+    """Running moments of one observation point, on the device of the activations."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.clear()
+
+    def clear(self) -> None:
+        self.count = 0
+        self.sums: Tensor | None = None  # (3, width): fired, |a|, a
+        self.centred: Tensor | None = None  # (2, width): mean and sum of squared deviations
+        self.extremes: Tensor | None = None  # (2, width): maximum of a and of -a
+        self.latest: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {k: _cloned(getattr(self, k)) for k in ("count", "sums", "centred", "extremes", "latest")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            setattr(self, key, _cloned(value))
+
+    def add(self, act: Tensor) -> None:
+        """Add ``act`` of shape ``(values, width)``."""
+        count = act.shape[0]
+        wide = torch.float64 if act.device.type != "mps" else torch.float32
+        sums = torch.stack([(act != 0).to(act.dtype).sum(0), act.abs().sum(0), act.sum(0)]).to(wide)
+        variance, mean = torch.var_mean(act, 0, correction=0)
+        low, high = torch.aminmax(act, dim=0)
+        extremes = torch.stack([high, -low])
+        centred = torch.stack([mean, variance * count]).to(wide)
+        if self.sums is None or self.centred is None or self.extremes is None:
+            self.sums, self.centred, self.extremes = sums, centred, extremes
+        else:  # parallel variance, Chan et al. 1979
+            total = self.count + count
+            step = centred[0] - self.centred[0]
+            self.centred[0] += step * (count / total)
+            self.centred[1] += centred[1] + step.square() * (self.count * count / total)
+            self.sums += sums
+            self.extremes = torch.maximum(self.extremes, extremes)
+        self.count += count
+        self.latest = act[:_KEPT].clone()
+
+
+class _Gradients:
+    """Running mean of absolute gradients; passes that are not finite (a loss scaler's overflow) do not count."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"total": _cloned(self.total), "count": _cloned(self.count)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.total, self.count = _cloned(state["total"]), _cloned(state["count"])
+
+    def add(self, values: Tensor) -> None:
+        """Add one pass, ``(width,)``."""
+        good = values.isfinite().all()
+        values = torch.where(good, values, 0.0)
+        self.total = values if self.total is None else self.total + values
+        self.count = good.long() if self.count is None else self.count + good
+
+    def mean(self, width: int) -> Tensor:
+        """``(width,)``; NaN if nothing counted."""
+        if self.total is None or self.count is None:
+            return torch.full((width,), float("nan"), dtype=torch.double)
+        return (self.total / self.count).double().cpu()
+
+
+class Tracker:
+    """Hooks that keep a :class:`Stats` window for each group of a graph.
+
+    Only training passes count (gradients enabled and the layer in training mode), and of those every
+    ``sample_every``-th. Use it as a context manager, or :meth:`attach` and :meth:`detach`.
+
+    Args:
+        graph: what to watch.
+        optimizers: their steps are where the gradients of incoming weights are read.
+        sample_every: 1 watches every training pass; 8 costs a few percent of a training step.
+    """
+
+    def __init__(self, graph: Graph, *, optimizers: Sequence[Optimizer] = (), sample_every: int = 8) -> None:
+        if sample_every < 1:
+            raise ValueError(f"sample_every counts training passes and must be at least 1, got {sample_every}")
+        self.graph = graph
+        self.optimizers = tuple(optimizers)
+        self.sample_every = sample_every
+        self.unobserved: dict[str, str] = {}
+        """Groups that no hook can watch, and why: they are never recycled."""
+        self.passes = 0
+        """Training passes of the busiest layer since tracking began."""
+        self.born: dict[str, Tensor] = {}
+        """The pass at which each unit was last recycled, ``(width,)``."""
+        self._windows: dict[str, list[_Window]] = {}
+        self._pre: dict[str, _Gradients] = {}
+        self._weights: dict[str, _Gradients] = {}
+        self._handles: list[Any] = []
+        self._calls: dict[str, int] = {}  # training passes of each observation point, steps of each optimizer
+        for group in graph:
+            self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
+            points = group.observers()
+            if not points:
+                self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
+            self._windows[group.name] = [_Window(group.width) for _ in points]
+        self.clear()
+
+    # -- hooks ---------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are installed."""
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Install the hooks; a second call does nothing."""
+        if self._handles:
+            return
+        for group in self.graph:
+            for number, (consumer, axis) in enumerate(group.observers()):
+                index = _columns(axis.index, group.tensor(axis.name), axis.dim)
+                hook = partial(self._watch_input, self._windows[group.name][number], index, f"{group.name}/{number}")
+                self._handles.append(consumer.register_forward_pre_hook(hook))
+            producer = group.producer()
+            if producer is not None and group.name not in self.unobserved:
+                axis = next(a for a in group.incoming if a.role == "weight")
+                index = _columns(axis.index, group.tensor(axis.name), axis.dim)
+                self._handles.append(producer.register_forward_hook(partial(self._watch_output, group.name, index)))
+        for number, optimizer in enumerate(self.optimizers):
+            hook = partial(self._watch_step, f"optimizer/{number}")
+            self._handles.append(optimizer.register_step_pre_hook(hook))
+
+    def detach(self) -> None:
+        """Remove the hooks; what was seen stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hooks installed inside the block; those that were there before stay."""
+        before = self.attached
+        self.attach()
+        try:
+            yield
+        finally:
+            if not before:
+                self.detach()
+
+    def __enter__(self) -> Tracker:
+        self.attach()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def _due(self, point: str) -> bool:
+        count = self._calls.get(point, 0)
+        self._calls[point] = count + 1
+        return count % self.sample_every == 0
+
+    def _training(self, layer: nn.Module, value: Any) -> bool:
+        """Rollouts, evaluations and target networks run without gradients or in evaluation mode."""
+        return layer.training and torch.is_grad_enabled() and isinstance(value, Tensor) and value.numel() > 0
+
+    def _watch_input(
+        self, window: _Window, index: Tensor | None, point: str, layer: nn.Module, inputs: tuple[Any, ...]
+    ) -> None:
+        if not self._training(layer, inputs[0] if inputs else None):
+            return
+        due = self._due(point)
+        self.passes = max(self.passes, self._calls[point])
+        if due:
+            with torch.no_grad():
+                window.add(_per_unit(inputs[0].detach(), layer, index))
+
+    def _watch_output(self, name: str, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if self._training(layer, output) and self._due(f"{name}/out") and output.requires_grad:
+            output.register_hook(partial(self._watch_gradient, name, index, layer))
+
+    def _watch_gradient(self, name: str, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
+        with torch.no_grad():
+            self._pre[name].add(_per_unit(gradient.detach(), layer, index).abs().mean(0))
+
+    def _watch_step(self, point: str, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._due(point):
+            return
+        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+        with torch.no_grad():
+            for group in self.graph:
+                rows = [
+                    weight.grad.detach().abs().movedim(axis.dim, 0).flatten(1).mean(1)[axis.index.to(weight.device)]
+                    for axis, weight in ((a, group.tensor(a.name)) for a in group.incoming if a.role == "weight")
+                    if id(weight) in held and weight.grad is not None
+                ]
+                if rows:
+                    self._weights[group.name].add(torch.cat(rows, 1).mean(1))
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Begin a new window for every group."""
+        for group in self.graph:
+            for window in self._windows[group.name]:
+                window.clear()
+            self._pre[group.name], self._weights[group.name] = _Gradients(), _Gradients()
+
+    def latest(self, group: UnitGroup) -> Tensor | None:
+        """Up to 256 activations of the latest sampled pass, ``(values, width)``, or None."""
+        windows = self._windows[group.name]
+        return windows[0].latest if windows else None
+
+    def stats(self, group: UnitGroup, generator: torch.Generator | None = None) -> Stats:
+        """The group's window so far. This is the one place that waits for the device."""
+        windows = self._windows[group.name]
+        samples = min((w.count for w in windows), default=0)
+        nan = torch.full((group.width,), float("nan"), dtype=torch.double)
+        found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
+        finite = True
+        if samples:
+            found = _joined([_read(w) for w in windows])
+            finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
+        return Stats(
+            samples=samples,
+            **found,
+            gradient=self._pre[group.name].mean(group.width),
+            weight_gradient=self._weights[group.name].mean(group.width),
+            age=(self.passes - self.born[group.name]).double(),
+            incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
+            outgoing_norm=_norm(group, group.outgoing, 1),
+            finite=finite,
+            generator=generator,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything seen so far, as plain tensors and numbers."""
+        return {
+            "passes": self.passes,
+            "calls": dict(self._calls),
+            "born": {k: v.clone() for k, v in self.born.items()},
+            "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
+            "pre": {k: g.state() for k, g in self._pre.items()},
+            "weights": {k: g.state() for k, g in self._weights.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: the state belongs to other groups.
+        """
+        widths = {name: len(born) for name, born in state["born"].items()}
+        mine = {group.name: group.width for group in self.graph}
+        if widths != mine:
+            raise ValueError(f"the state was saved for the groups {widths}, this graph has {mine}")
+        self.passes, self._calls = int(state["passes"]), dict(state["calls"])
+        self.born = {k: v.clone() for k, v in state["born"].items()}
+        for name, windows in self._windows.items():
+            for window, saved in zip(windows, state["windows"][name], strict=True):
+                window.load(saved)
+            self._pre[name].load(state["pre"][name])
+            self._weights[name].load(state["weights"][name])
+
+
+def _columns(index: Tensor, tensor: Tensor, dim: int) -> Tensor | None:
+    """``index`` on the tensor's device, or None where it is simply every entry in order."""
+    whole = index.shape[1] == 1 and torch.equal(index[:, 0], torch.arange(tensor.shape[dim]))
+    return None if whole else index.to(tensor.device)
+
+
+def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
+    """Activations with the units last, one row for each sample and position: ``(values, width)``."""
+    spatial = 0 if isinstance(layer, nn.Linear) else act.dim() - _channel_axis(layer, act) - 1
+    flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
+    if index is None:
+        return flat
+    width, span = index.shape
+    return flat[:, index.flatten()].reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
+
+
+def _channel_axis(layer: nn.Module, act: Tensor) -> int:
+    """Axis of the channels: the layer's kernel says how many spatial axes follow."""
+    return act.dim() - len(layer.kernel_size) - 1  # type: ignore[arg-type]
+
+
+def _read(window: _Window) -> dict[str, Tensor]:
+    assert window.sums is not None and window.centred is not None and window.extremes is not None
+    fired, absolute, total = (window.sums / window.count).double().cpu()
+    high, low = window.extremes.double().cpu()
+    return {
+        "firing_rate": fired,
+        "mean": total,
+        "mean_abs": absolute,
+        "variance": (window.centred[1] / window.count).double().cpu(),
+        "minimum": -low,
+        "maximum": high,
+    }
+
+
+def _joined(seen: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several consumers that read different values of the units: a unit is as alive as its liveliest reader."""
+    result = dict(seen[0])
+    for other in seen[1:]:
+        for key, value in other.items():
+            if key != "mean":
+                result[key] = (torch.minimum if key == "minimum" else torch.maximum)(result[key], value)
+    return result
+
+
+def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
+    units = torch.arange(group.width)
+    with torch.no_grad():
+        parts = [axis.read(group.tensor(axis.name), units).double().flatten(1).cpu() for axis in axes]
+        norms: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1), order, dim=1)
+        return norms
+
+
+@torch.no_grad()
+def peak(group: UnitGroup, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    """Largest |output| of each of the group's units in another network of the same shape, on one batch: ``(width,)``.
+
+    Runs ``module`` (a target network) once without gradients, in evaluation mode.
+    """
+    highest = torch.zeros(group.width, dtype=torch.double)
+
+    def watch(index: Tensor | None, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        seen = _per_unit(args[0].detach(), layer, index).abs().amax(0).double().cpu()
+        torch.maximum(highest, seen, out=highest)
+
+    handles = []
+    for axis in (axis for _, axis in group.observers()):
+        consumer = module.get_submodule(axis.name.rpartition(".")[0])
+        index = _columns(axis.index, group.tensor(axis.name), axis.dim)
+        handles.append(consumer.register_forward_pre_hook(partial(watch, index)))
+    mode = module.training
+    try:
+        module.eval()
+        module(*inputs[0], **inputs[1])
+    finally:
+        module.train(mode)
+        for handle in handles:
+            handle.remove()
+    return highest
