@@ -166,9 +166,7 @@ def _styles(names: Sequence[str]) -> dict[str, Style]:
 def _legend(head: "SubFigure", styles: Mapping[str, Style], columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [
-        Line2D([], [], color=s.colour, linestyle=s.dash, linewidth=2.5, label=n) for n, s in styles.items()
-    ]
+    lines = [Line2D([], [], color=s.colour, linestyle=s.dash, linewidth=2.5, label=n) for n, s in styles.items()]
     head.legend(handles=lines, loc="upper left", ncols=columns, frameon=False, fontsize=11)
 
 
@@ -195,9 +193,7 @@ def _draw_experiment(
     left.set_ylabel("return per episode")
     small: list[Axes] = []
     for index, layer in enumerate(layers or [""]):
-        axes = row.add_subplot(
-            grid[index % rows, 1 + index // rows], sharex=left, sharey=small[0] if small else None
-        )
+        axes = row.add_subplot(grid[index % rows, 1 + index // rows], sharex=left, sharey=small[0] if small else None)
         axes.set_title(_short(layer, layers or [""]), fontsize=9, loc="left", pad=3)
         small.append(axes)
     for arm, runs in found.items():
@@ -283,9 +279,7 @@ def _draw_arm(axes: "Axes", runs: Sequence[Run], style: Style, points: int, what
 def _flag(axes: "Axes", style: Style, steps: Floats, values: Floats, what: str) -> None:
     """Write "(unfinished)" where a line of returns ends."""
     if what == "return" and len(steps):
-        text = axes.annotate(
-            " (unfinished)", (steps[-1], values[-1]), color=style.colour, fontsize=9, va="center"
-        )
+        text = axes.annotate(" (unfinished)", (steps[-1], values[-1]), color=style.colour, fontsize=9, va="center")
         text.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 0.5})
 
 

@@ -87,9 +87,7 @@ class Run:
 
     def until(self, step: int) -> "Run":
         """The same run as it stood at that lifetime step; its counts are not known there: None."""
-        dead = {
-            name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.dead.items()
-        }
+        dead = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.dead.items()}
         episodes = self.episodes.where(self.episodes.timesteps <= step)
         dead = {name: curve for name, curve in dead.items() if len(curve.steps)}
         return replace(self, episodes=episodes, dead=dead, recycled=None, re_died=None)
@@ -137,13 +135,9 @@ def find_runs(paths: Iterable[Path | str]) -> list[Path]:
             raise BadRun(f"{path}: no such folder. Pass run folders, or a folder above them such as runs/.")
         below = [config.parent for config in path.rglob("config.yaml")]
         if not below:
-            raise BadRun(
-                f"{path}: no runs below. A run is a folder with the config.yaml that agents.train writes."
-            )
+            raise BadRun(f"{path}: no runs below. A run is a folder with the config.yaml that agents.train writes.")
         found.update((run.resolve(), run) for run in below)
-    return sorted(
-        found.values(), key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(p))]
-    )
+    return sorted(found.values(), key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", str(p))])
 
 
 def read_run(path: Path | str) -> Run:
@@ -323,9 +317,7 @@ def counted(runs: Sequence[Run]) -> tuple[list[Run], int | None]:
 def summarise(runs: Iterable[Run], by: By | None = None) -> list[Row]:
     """Give every arm its row of numbers, one entry per seed, for `agents.statistics` to average."""
     return [
-        _row(experiment, arm, of_arm)
-        for experiment, found in arms(runs, by).items()
-        for arm, of_arm in found.items()
+        _row(experiment, arm, of_arm) for experiment, found in arms(runs, by).items() for arm, of_arm in found.items()
     ]
 
 

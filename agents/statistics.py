@@ -31,9 +31,7 @@ def iqm(values: Values) -> float:
     return float(trim_mean(_checked(values), 0.25))
 
 
-def interval(
-    values: Values, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def interval(values: Values, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Bound the IQM by a percentile bootstrap over the values: (low, high), in their unit.
 
     The same call gives the same bounds. Equal values give (value, value); a single one cannot be resampled
@@ -81,9 +79,7 @@ def estimate(values: Values, confidence: float = 0.95, resamples: int = 2000, se
     return Estimate(iqm(values), low, high, len(values))
 
 
-def paired_difference(
-    a: Values, b: Values, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def paired_difference(a: Values, b: Values, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
     """Say by how much `a` exceeds `b`, seed by seed: the IQM of a - b with its interval.
 
     Both hold one value per seed, in the same order of seeds: what a seed does to both cancels.

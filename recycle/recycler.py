@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import metrics
@@ -157,6 +157,7 @@ class Recycler:
         self.events = 0
         self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
         self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
+        self._firing: dict[str, Tensor] = {}
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._handle: Any = None
@@ -192,6 +193,18 @@ class Recycler:
 
     # -- deciding ------------------------------------------------------------------------------------------
 
+    def report(self) -> Report:
+        """The health of the current window; nothing is edited, and the window goes on."""
+        groups = {}
+        for group in self.graph:
+            stats = self.tracker.stats(group)
+            groups[group.name] = self._report(group, stats, [], self._why_unseen(group, stats))
+        return Report(self.events, groups)
+
+    def observe(self) -> Report:
+        """Like :meth:`step` without the edits: report, keep the books, begin a new window."""
+        return self._event(edit=False)
+
     def step(self) -> Report:
         """Decide and apply, between two updates; then begin a new window.
 
@@ -200,24 +213,43 @@ class Recycler:
         """
         if self._listening:
             raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
+        return self._event(edit=True)
+
+    def histograms(self) -> dict[str, Tensor]:
+        """Per-unit values of the latest report: ``{"<group>/age": (width,), "<group>/firing_rate": (width,)}``."""
+        found = {}
+        for group in self.graph:
+            found[f"{group.name}/age"] = (self.tracker.passes - self.tracker.born[group.name]).float()
+            if group.name in self._firing:
+                found[f"{group.name}/firing_rate"] = self._firing[group.name].float()
+        return found
+
+    def _event(self, *, edit: bool) -> Report:
         groups, edits = {}, []
         for group in self.graph:
             stats = self.tracker.stats(group, self.generator)
             note = self._why_not(group, stats)
             made: list[Edit] = []
-            if not note:
+            if not note and edit:
                 made, note = self._edit(group, stats)
             edits += [(group.name, edit) for edit in made]
             groups[group.name] = self._report(group, stats, made, note)
+            self._book(group, stats, made)
         self.tracker.clear()
         self.events += 1
         return Report(self.events, groups, tuple(edits))
 
-    def _why_not(self, group: UnitGroup, stats: Stats) -> str:
+    def _why_unseen(self, group: UnitGroup, stats: Stats) -> str:
         if group.name in self.tracker.unobserved:
             return f"unobserved: {self.tracker.unobserved[group.name]}"
         if not stats.samples:
             return "no training pass was seen since the last event"
+        return ""
+
+    def _why_not(self, group: UnitGroup, stats: Stats) -> str:
+        unseen = self._why_unseen(group, stats)
+        if unseen:
+            return unseen
         if not stats.finite:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
@@ -260,13 +292,13 @@ class Recycler:
         return set(ready[:most]), "; ".join(notes)
 
     def _report(self, group: UnitGroup, stats: Stats, edits: list[Edit], note: str) -> GroupReport:
-        """Health before the edits, what they did, and the books for the next event."""
+        """Health before the edits, and what they did."""
         slots = sorted({slot for edit in edits for slot in edit.slots})
-        again, newborn = torch.zeros(group.width, dtype=torch.bool), self._newborn[group.name]
         health: dict[str, float] = {}
+        again = 0
         if stats.samples and stats.finite:
-            again = newborn & stats.dead
-            newborn &= ~again
+            self._firing[group.name] = stats.firing_rate
+            again = int((self._newborn[group.name] & stats.dead).sum())
             left = stats.dead.clone()
             left[slots] = False
             seen = self.tracker.latest(group)
@@ -280,12 +312,16 @@ class Recycler:
                 "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
                 "duplicates": float(metrics.duplicates(group).double().mean()),
             }
-        newborn[slots] = True
+        return GroupReport(group.width, stats.samples, **health, recycled=len(slots), re_died=again, note=note)
+
+    def _book(self, group: UnitGroup, stats: Stats, edits: list[Edit]) -> None:
+        """Ages and who was recycled when: what the next events go by."""
+        slots = [slot for edit in edits for slot in edit.slots]
+        if stats.samples and stats.finite:
+            self._newborn[group.name] &= ~stats.dead
+        self._newborn[group.name][slots] = True
         self._recycled_at[group.name][slots] = self.events
         self.tracker.born[group.name][slots] = self.tracker.passes
-        return GroupReport(
-            group.width, stats.samples, **health, recycled=len(slots), re_died=int(again.sum()), note=note
-        )
 
     # -- state ---------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def find(name: str) -> Callable[..., Method]:
     raise ValueError(f"no method {name!r}: {hint}there are {', '.join(METHODS)}, or my_module:MyMethod")
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str) -> Callable[..., Method]:
     path, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -1,0 +1,5 @@
+"""Recycling for stable-baselines3 agents on changing tasks."""
+
+from agents.callback import RecycleCallback as RecycleCallback
+from agents.callback import attach as attach
+from agents.networks import networks_of as networks_of

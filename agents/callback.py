@@ -1,0 +1,271 @@
+"""Recycling inside stable-baselines3: when to step, what to log, where to keep the state."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from torch import nn
+
+import recycle
+from agents.networks import Network, networks_of
+from recycle import Recycler, Report
+from recycle.methods import Method
+
+TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates")
+"""Fractions that are logged for each network (weighted by width) and for each group."""
+
+_ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+
+class RecycleCallback(BaseCallback):
+    """Watch a model's networks while it trains, and recycle their dead units. ::
+
+        model = PPO("MlpPolicy", env, policy_kwargs=dict(activation_fn=nn.ReLU), tensorboard_log="runs")
+        model.learn(500_000, callback=RecycleCallback(method="redo", every=10_000))
+
+    Edits are made at ``on_rollout_start``, the one moment at which no buffer and no graph depends on the old
+    weights. Do not wrap it in ``EveryNTimesteps``: that forwards no rollout events; it keeps its own schedule.
+
+    Args:
+        method: a name in :data:`recycle.METHODS`, or ``"my_module:MyMethod"``.
+        method_kwargs: the method's own options.
+        every: environment steps (of all copies together) from event to event.
+        warmup: environment steps before the first edit; events before it only report.
+        cooldown: events for which a unit that was just recycled is left alone.
+        cap: largest part of a layer's units that one event may recycle, in (0, 1].
+        sample_every: statistics look at every so many training passes; 1 sees all of them.
+        include: only these groups (a name stands for all below it); None: all.
+        exclude: not these groups.
+        edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
+            logger's folder, if it has one.
+        seed: of the private random generator; training's own random numbers are not touched.
+        verbose: 1 prints every report.
+
+    Raises:
+        ValueError: an option is out of range, or (when training begins) nothing can be recycled, with reasons.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = "split",
+        method_kwargs: Mapping[str, Any] | None = None,
+        every: int = 10_000,
+        warmup: int = 0,
+        cooldown: int = 0,
+        cap: float = 1.0,
+        sample_every: int = 8,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        edits: str | Path | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if every < 1 or warmup < 0:
+            raise ValueError(
+                f"every and warmup count environment steps: every >= 1, warmup >= 0, got {every}, {warmup}"
+            )
+        self.method = build_method(method, method_kwargs)
+        self.every, self.warmup = every, warmup
+        self.options = {"cooldown": cooldown, "cap": cap, "sample_every": sample_every}
+        self.include, self.exclude = include, exclude
+        self.edits = None if edits is None else Path(edits)
+        self.seed = seed
+        self.recyclers: dict[str, Recycler] = {}
+        """One for each network of the model, once training has begun."""
+        self.reports: list[dict[str, Report]] = []
+        """What every event saw and did, by network."""
+        self._totals: dict[str, dict[str, int]] = {}
+        self._last_event = 0
+        self._owner: BaseAlgorithm | None = None
+        if not 0 < cap <= 1 or cooldown < 0 or sample_every < 1:
+            raise ValueError(
+                "expected 0 < cap <= 1 (a part of a layer), cooldown >= 0 (events), sample_every >= 1 (passes), "
+                f"got cap={cap}, cooldown={cooldown}, sample_every={sample_every}"
+            )
+
+    # -- stable-baselines3's events ------------------------------------------------------------------------
+
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            warnings.warn(
+                f"{type(self.parent).__name__} forwards no rollout events, so this RecycleCallback will never act; "
+                "pass it to learn() directly and set every=",
+                stacklevel=2,
+            )
+        if "train" in vars(self.model):
+            raise ValueError(
+                "model.train has been replaced (rl-zoo's ParallelTrainCallback does that): the weights are then "
+                "changed by another thread, and no moment is safe for an edit. Remove it"
+            )
+        if self._owner is self.model:
+            return  # a second learn() with the same callback
+        self._owner = self.model
+        networks = networks_of(self.model)
+        self.recyclers = self._build(networks)
+        self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
+        self._last_event = self.model.num_timesteps
+        self._load()
+        _say_what_tanh_means(networks)
+
+    def _on_training_start(self) -> None:
+        self._last_event = min(self._last_event, self.num_timesteps)
+        for recycler in self.recyclers.values():
+            recycler.attach()
+        self._write_layout()
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self._last_event >= self.every:
+            self._last_event = self.num_timesteps
+            early = self.num_timesteps < self.warmup
+            self._event({name: r.observe() if early else r.step() for name, r in self.recyclers.items()})
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if any(group.samples for r in self.recyclers.values() for group in r.report().groups.values()):
+            self._event({name: r.report() for name, r in self.recyclers.items()}, final=True)
+        self._save()
+        for recycler in self.recyclers.values():
+            recycler.detach()
+
+    # -- building ------------------------------------------------------------------------------------------
+
+    def _build(self, networks: Sequence[Network]) -> dict[str, Recycler]:
+        graphs = {network.name: recycle.trace(network.module, *network.calls) for network in networks}
+        names = [group.name for graph in graphs.values() for group in graph]
+        if not names:
+            frozen = "; ".join(f"{name}: {why}" for graph in graphs.values() for name, why in graph.frozen.items())
+            raise ValueError(f"nothing can be recycled in this {type(self.model).__name__}: {frozen or 'no units'}")
+        found = {}
+        for number, network in enumerate(networks):
+            graph = graphs[network.name].select(self.include, self.exclude)
+            found[network.name] = Recycler(
+                graph,
+                self.method,
+                optimizers=network.optimizers,
+                targets=network.targets,
+                init=network.init,
+                generator=torch.Generator().manual_seed(self.seed + number),
+                **self.options,  # type: ignore[arg-type]
+            )
+        return found
+
+    # -- an event ------------------------------------------------------------------------------------------
+
+    def _event(self, reports: dict[str, Report], *, final: bool = False) -> None:
+        self.reports.append(reports)
+        for name, report in reports.items():
+            if not final:
+                self._totals[name]["recycled"] += report.recycled
+                self._totals[name]["re_died"] += report.re_died
+            self._record(name, report)
+            if self.verbose:
+                print(f"{name}, step {self.num_timesteps}: {report}")
+        self._write_edits(reports)
+        self._save()
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+
+    def _record(self, network: str, report: Report) -> None:
+        for quantity in TOTALS:
+            value = report.fraction(quantity)
+            if not math.isnan(value):
+                shown = () if quantity in ("dead", "dormant") else ("stdout", "log")
+                self.logger.record(f"recycle/{network}/{quantity}", value, exclude=shown)
+        for quantity, count in self._totals[network].items():
+            self.logger.record(f"recycle/{network}/{quantity}", count)
+        for name, group in report.groups.items():
+            for quantity in (*TOTALS, "dead_after", "effective_rank", "recycled", "re_died"):
+                value = float(getattr(group, quantity))
+                if not math.isnan(value):
+                    self.logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=("stdout", "log"))
+        for name, values in self.recyclers[network].histograms().items():
+            self.logger.record(f"recycle/{network}/{name}", values, exclude=_ONLY_TENSORBOARD)
+
+    def _write_edits(self, reports: dict[str, Report]) -> None:
+        folder = self.logger.get_dir()
+        path = self.edits or (Path(folder) / "edits.jsonl" if folder else None)
+        if path is None:
+            return
+        with path.open("a", encoding="utf-8") as file:
+            for name, report in reports.items():
+                file.write(json.dumps({"step": self.num_timesteps, "network": name, **report.to_dict()}) + "\n")
+
+    def _write_layout(self) -> None:
+        """One TensorBoard chart on which all layers' dead-unit curves stand together."""
+        formats = [f for f in self.logger.output_formats if isinstance(f, TensorBoardOutputFormat)]
+        charts = {
+            f"{network}: {quantity} units": ["Multiline", [f"recycle/{network}/{g.name}/{quantity}" for g in r.graph]]
+            for network, r in self.recyclers.items()
+            for quantity in ("dead", "dormant", "duplicates")
+        }
+        for output in formats:
+            output.writer.add_custom_scalars({"recycle": charts})
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Keep the state in a plain dict on the model, where SB3's own ``save`` picks it up."""
+        self.model.recycle_state = {  # type: ignore[attr-defined]
+            "last_event": self._last_event,
+            "totals": {name: dict(counts) for name, counts in self._totals.items()},
+            "recyclers": {name: r.state_dict() for name, r in self.recyclers.items()},
+        }
+
+    def _load(self) -> None:
+        state = getattr(self.model, "recycle_state", None)
+        if state is None or set(state["recyclers"]) != set(self.recyclers):
+            return
+        for name, recycler in self.recyclers.items():
+            recycler.load_state_dict(state["recyclers"][name])
+        self._last_event, self._totals = state["last_event"], {k: dict(v) for k, v in state["totals"].items()}
+
+
+def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler]:
+    """Watch a model without ever changing it: one attached monitor for each of its networks.
+
+    ``print(attach(model)["policy"].report())`` after some training shows the health of every layer.
+    """
+    found = {}
+    for network in networks_of(model):
+        graph = recycle.trace(network.module, *network.calls)
+        recycler = Recycler(graph, recycle.find("monitor")(), optimizers=network.optimizers, sample_every=sample_every)
+        recycler.attach()
+        found[network.name] = recycler
+    return found
+
+
+def build_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The method of that name, with its options.
+
+    Raises:
+        ValueError: no such method (with a suggestion), or an option that it does not have.
+    """
+    kind = recycle.find(name)
+    try:
+        return kind(**dict(options or {}))
+    except TypeError as error:
+        known = [f for f in getattr(kind, "__dataclass_fields__", {}) if f != "needs"]
+        raise ValueError(f"method {name!r} has the options {known or 'none'}, got {dict(options or {})}") from error
+
+
+def _say_what_tanh_means(networks: Sequence[Network]) -> None:
+    layers = [layer for network in networks for layer in network.module.modules()]
+    if any(isinstance(m, nn.Tanh) for m in layers) and not any(isinstance(m, nn.ReLU) for m in layers):
+        warnings.warn(
+            "this network is built with Tanh, whose units do not die by being zero: constant and saturated units are "
+            "reported instead. For ReLU pass policy_kwargs=dict(activation_fn=nn.ReLU)",
+            stacklevel=2,
+        )
