@@ -32,6 +32,8 @@ class Network:
     module: nn.Module
     calls: tuple[Callable[[], Any], ...]
     """Every entry point that training uses, on a batch of made-up observations."""
+    watch: Callable[[Any], Any]
+    """Runs every layer on a batch of observations."""
     optimizers: tuple[Optimizer, ...]
     targets: tuple[tuple[nn.Module, float], ...]
     """Target networks with their ``tau``."""
@@ -59,7 +61,7 @@ def _dqn(model: DQN) -> Network:
     network = _plain(model.q_net)
     batch = observations(model)
     targets = ((_plain(model.q_net_target), float(model.tau)),)
-    return Network("q_net", network, (lambda: network(batch),), (model.policy.optimizer,), targets, None)
+    return Network("q_net", network, (lambda: network(batch),), network, (model.policy.optimizer,), targets, None)
 
 
 def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
@@ -70,7 +72,11 @@ def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
         chosen = chosen.long().flatten()
     init = _Orthogonal(policy) if policy.ortho_init else None
     call = (lambda: policy.evaluate_actions(batch, chosen),)
-    return Network("policy", policy, call, (policy.optimizer,), (), init)
+
+    def watch(obs: Any) -> Any:
+        return policy.get_distribution(obs), policy.predict_values(obs)
+
+    return Network("policy", policy, call, watch, (policy.optimizer,), (), init)
 
 
 def _plain(module: nn.Module) -> nn.Module:

@@ -276,20 +276,21 @@ class Recycler:
 
     def _allowed(self, group: UnitGroup, slots: list[int]) -> tuple[set[int], str]:
         """Slots that cooldown, target networks and the cap let through, and what was held back."""
-        last = self._recycled_at[group.name]
-        ready = [s for s in slots if last[s] < 0 or self.events - int(last[s]) > self.cooldown]
+        wanted = torch.tensor(slots, dtype=torch.long)
+        last = self._recycled_at[group.name][wanted]
+        ready = wanted[(last < 0) | (self.events - last > self.cooldown)]
         notes = [f"{len(slots) - len(ready)} cooling down"] * (len(ready) < len(slots))
         soft = [module for module, tau in self.targets if tau < 1]
-        if ready and soft:
+        if len(ready) and soft:
             if self._batch is None:
                 return set(), "no batch was seen on which to check the target network"
             highest = torch.stack([peak(group, module, self._batch) for module in soft]).amax(0)
-            dead = [s for s in ready if highest[s] == 0]
+            dead = ready[highest[ready] == 0]
             notes += [f"{len(ready) - len(dead)} still alive in the target network"] * (len(dead) < len(ready))
             ready = dead
         most = max(1, math.floor(self.cap * group.width))
         notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
-        return set(ready[:most]), "; ".join(notes)
+        return set(ready[:most].tolist()), "; ".join(notes)
 
     def _report(self, group: UnitGroup, stats: Stats, edits: list[Edit], note: str) -> GroupReport:
         """Health before the edits, and what they did."""

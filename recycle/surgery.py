@@ -243,11 +243,11 @@ def _refuse_parents(parents: Sequence[int], slots: Sequence[int], group: UnitGro
 
 def _refuse_units(units: Iterable[int], group: UnitGroup, what: str) -> None:
     units = list(units)
-    outside = sorted(u for u in units if not 0 <= u < group.width)
-    if outside:
+    if units and (min(units) < 0 or max(units) >= group.width):
+        outside = sorted(u for u in units if not 0 <= u < group.width)
         raise NotRecyclable(f"{what}s {outside} are out of range: {group.name!r} has units 0 to {group.width - 1}")
-    twice = sorted({u for u in units if units.count(u) > 1}) if len(set(units)) < len(units) else []
-    if twice:
+    if len(set(units)) < len(units):
+        twice = sorted({u for u in units if units.count(u) > 1})
         raise NotRecyclable(f"{what}s {twice} of {group.name!r} are named more than once")
 
 
@@ -470,4 +470,4 @@ def _like_the_others(axis: Axis, tensor: Tensor, units: Tensor, generator: torch
 def _ints(values: Iterable[int]) -> tuple[int, ...]:
     if isinstance(values, Tensor):
         values = values.tolist()
-    return tuple(int(v) for v in values)
+    return tuple(map(int, values))

@@ -154,14 +154,23 @@ class Tracker:
         graph: what to watch.
         optimizers: their steps are where the gradients of incoming weights are read.
         sample_every: 1 watches every training pass; 8 costs a few percent of a training step.
+        training_only: False counts every pass, for looking at a network that is not being trained.
     """
 
-    def __init__(self, graph: Graph, *, optimizers: Sequence[Optimizer] = (), sample_every: int = 8) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        optimizers: Sequence[Optimizer] = (),
+        sample_every: int = 8,
+        training_only: bool = True,
+    ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts training passes and must be at least 1, got {sample_every}")
         self.graph = graph
         self.optimizers = tuple(optimizers)
         self.sample_every = sample_every
+        self.training_only = training_only
         self.unobserved: dict[str, str] = {}
         """Groups that no hook can watch, and why: they are never recycled."""
         self.passes = 0
@@ -235,14 +244,15 @@ class Tracker:
         self._calls[point] = count + 1
         return count % self.sample_every == 0
 
-    def _training(self, layer: nn.Module, value: Any) -> bool:
+    def _counts(self, layer: nn.Module, value: Any) -> bool:
         """Rollouts, evaluations and target networks run without gradients or in evaluation mode."""
-        return layer.training and torch.is_grad_enabled() and isinstance(value, Tensor) and value.numel() > 0
+        counts = not self.training_only or (layer.training and torch.is_grad_enabled())
+        return counts and isinstance(value, Tensor) and value.numel() > 0
 
     def _watch_input(
         self, window: _Window, index: Tensor | None, point: str, layer: nn.Module, inputs: tuple[Any, ...]
     ) -> None:
-        if not self._training(layer, inputs[0] if inputs else None):
+        if not self._counts(layer, inputs[0] if inputs else None):
             return
         due = self._due(point)
         self.passes = max(self.passes, self._calls[point])
@@ -251,7 +261,7 @@ class Tracker:
                 window.add(_per_unit(inputs[0].detach(), layer, index))
 
     def _watch_output(self, name: str, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._training(layer, output) and self._due(f"{name}/out") and output.requires_grad:
+        if self._counts(layer, output) and self._due(f"{name}/out") and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, name, index, layer))
 
     def _watch_gradient(self, name: str, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:

@@ -1,0 +1,116 @@
+"""Measure what watching and recycling cost: ``python -m agents.bench overhead``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+import recycle
+from agents.callback import RecycleCallback
+from agents.networks import networks_of
+from agents.statistics import estimate
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Time learn() with and without a RecycleCallback at its defaults, in alternating pairs."""
+
+    pairs: int = 12
+    """Pairs of runs for each algorithm and size."""
+    steps: int = 4096
+    """Environment steps of each run."""
+    method: str = "split"
+    """The method of the callback."""
+    num_threads: int = 1
+    """Threads for torch."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark; returns the exit code."""
+    args = tyro.extras.subcommand_cli_from_dict({"overhead": _overhead_args}, args=argv, prog="python -m agents.bench")
+    overhead(args)
+    return 0
+
+
+def _overhead_args(args: Annotated[Overhead, tyro.conf.arg(name="")] = Overhead()) -> Overhead:
+    """Time learn() with and without a RecycleCallback at its defaults, in alternating pairs."""
+    return args
+
+
+def overhead(args: Overhead) -> dict[str, list[float]]:
+    """Print the median ratio of each algorithm and size; returns the ratios of all pairs.
+
+    The callback's first ``learn`` of a run traces and proves the network, so that is part of what is measured.
+    """
+    torch.set_num_threads(args.num_threads)
+    cases: dict[str, Callable[[], BaseAlgorithm]] = {
+        f"{name} {width}x{width}": _maker(kind, width)
+        for name, kind in (("PPO", PPO), ("DQN", DQN))
+        for width in (64, 256)
+    }
+    found: dict[str, list[float]] = {}
+    table = Table(title=f"learn({args.steps}) with the callback over without, {args.pairs} pairs", title_justify="left")
+    for column in ("case", "median", "25-75 %", "IQM [95 %]", "trace and proof, of a learn(2048)"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    with Progress(transient=True) as progress:
+        job = progress.add_task("measuring", total=len(cases) * args.pairs)
+        for name, make in cases.items():
+            _learn(make(), 512, None)  # warm up
+            ratios = []
+            for pair in range(args.pairs):
+                with_first = pair % 2 == 0
+                times = {
+                    w: _learn(make(), args.steps, args.method if w else None) for w in (with_first, not with_first)
+                }
+                ratios.append(times[True] / times[False])
+                progress.advance(job)
+            found[name] = ratios
+            low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+            iqm = estimate(ratios)
+            table.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", f"{iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]",
+                          f"{_trace_share(make):.2%}")  # fmt: skip
+    Console().print(table)
+    return found
+
+
+def _maker(kind: Any, width: int) -> Callable[[], BaseAlgorithm]:
+    kwargs = {"net_arch": [width, width], "activation_fn": nn.ReLU}
+    return lambda: kind("MlpPolicy", "CartPole-v1", policy_kwargs=kwargs, seed=0, device="cpu")
+
+
+def _learn(model: BaseAlgorithm, steps: int, method: str | None) -> float:
+    """Seconds that ``learn`` takes, tracing and proof included."""
+    callback = None if method is None else RecycleCallback(method=method)
+    start = time.perf_counter()
+    model.learn(steps, callback=callback)
+    return time.perf_counter() - start
+
+
+def _trace_share(make: Callable[[], BaseAlgorithm], repeats: int = 5) -> float:
+    """Median time of tracing and proving over the time of a ``learn(2048)`` of the same model."""
+    model = make()
+    whole = _learn(model, 2048, None)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for network in networks_of(model):
+            recycle.trace(network.module, *network.calls)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) / whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())

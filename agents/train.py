@@ -1,0 +1,329 @@
+"""Train an agent on a task that keeps changing, and recycle its dead units: ``python -m agents.train --help``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecEnv
+
+from agents import runs
+from agents.callback import RecycleCallback
+from agents.drifting import Evaluation, OnChange
+from agents.envs import make_env, parse
+
+ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN}
+
+Pairs = tuple[str, ...]
+"""``key:value`` words; a value is a Python literal where it reads as one, else a string."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train an agent on a task that keeps changing, and recycle its dead units.
+
+    Everything lands in <log-folder>/<env>-<drift>/<algo>-<method>[-<tag>]/<seed>/.
+    """
+
+    algo: str = "ppo"
+    """ppo or dqn."""
+    env: str = "CartPole-v1"
+    """A registered gymnasium id. DigitsBandit-v1 is a fast one of our own."""
+    env_kwargs: Pairs = ()
+    """key:value pairs for the environment, e.g. images:200."""
+    drift: tuple[str, ...] = ()
+    """What changes: permute, offset, scale, mask, remap, reward_scale, reward_flip, physics, relabel; none: nothing."""
+    drift_kwargs: Pairs = ()
+    """key:value pairs for the drifts, e.g. strength:0.5."""
+    change: str = "every:10000"
+    """When, in environment steps of all copies: every:N, at:N,M,..., cyclic:N[,TASKS] or random:MEAN."""
+    method: str = "split"
+    """A method of recycle.METHODS, my_module:MyMethod, or none (not even statistics)."""
+    method_kwargs: Pairs = ()
+    """key:value pairs for the method, e.g. noise:0.01."""
+    every: int = 10_000
+    """Environment steps from one recycling event to the next."""
+    warmup: int = 0
+    """Environment steps before the first edit."""
+    cooldown: int = 0
+    """Events for which a unit that was just recycled is left alone."""
+    cap: float = 1.0
+    """Largest part of a layer that one event may recycle."""
+    n: Annotated[int, tyro.conf.arg(name="n-timesteps", aliases=("-n",))] = 100_000
+    """Environment steps to train for, all copies together."""
+    seed: int = 0
+    """Of the agent, its environments and their changes."""
+    n_envs: int = 1
+    """Copies of the environment."""
+    vec_env: Literal["dummy", "subproc"] = "dummy"
+    """Run the copies in this process, or in one process each."""
+    policy: str = "auto"
+    """MlpPolicy, CnnPolicy or MultiInputPolicy; auto: by the observation space."""
+    hyperparams: Pairs = ()
+    """key:value pairs for the algorithm, e.g. learning_rate:3e-3 n_steps:128."""
+    policy_kwargs: Pairs = ()
+    """key:value pairs for the policy, e.g. net_arch:[64,64] activation_fn:relu (PPO's own default is tanh)."""
+    clear_buffer: bool = False
+    """DQN: empty the replay buffer at each change; old transitions are wrong then."""
+    restart_exploration: bool = False
+    """DQN: let epsilon fall again from its initial value at each change."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    num_threads: int | None = None
+    """Threads for torch; 1 is fastest for small networks. None: torch's own choice."""
+    progress: Annotated[bool, tyro.conf.arg(aliases=("-P",))] = False
+    """Show a progress bar."""
+    eval_freq: int = 0
+    """Evaluate every so many environment steps; 0: never."""
+    eval_episodes: int = 5
+    """Episodes for each evaluation."""
+    eval_tasks: Literal["current", "all"] = "current"
+    """Evaluate on the task of the moment, or on all so far, which measures forgetting."""
+    save_freq: int = 0
+    """Save a checkpoint every so many environment steps; 0: only the final model."""
+    log_folder: str = "runs"
+    """Where runs are kept."""
+    tag: str | None = None
+    """Keeps two settings of one arm apart."""
+    overwrite: bool = False
+    """Replace an earlier run of the same name."""
+    gym_packages: tuple[str, ...] = ()
+    """Modules to import first, for environments that they register."""
+    verbose: int = 0
+    """1 prints SB3's tables."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, and say in one line what was wrong where something was. Returns the exit code."""
+    args = tyro.cli(Args, args=argv, prog="python -m agents.train")
+    try:
+        folder = train(args)
+    except KeyboardInterrupt:
+        print("interrupted; what was logged so far is kept", file=sys.stderr)
+        return 130
+    except _MISTAKES as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    print(folder)
+    return 0
+
+
+_MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError, NotImplementedError)
+
+
+def train(args: Args) -> Path:
+    """Train one agent and return its run folder. Nothing is written before everything has been built.
+
+    Raises:
+        ValueError: an option is wrong; the message says what was expected, what came and what to do.
+        FileExistsError: the run exists already.
+    """
+    _check(args)
+    for package in args.gym_packages:
+        importlib.import_module(package)
+    if args.num_threads is not None:
+        torch.set_num_threads(args.num_threads)
+    folder = runs.run_folder(
+        args.log_folder,
+        env=args.env,
+        drift=list(args.drift),
+        algo=args.algo,
+        method=args.method,
+        tag=args.tag,
+        seed=args.seed,
+    )
+    if folder.exists() and not args.overwrite:
+        raise FileExistsError(f"{folder} exists already. Pass --overwrite to replace it, or --tag NAME")
+    changes = [*parse(args.change, args.seed).change_points(args.n), args.n] if args.drift else [args.n]
+    env = _vec_env(args)
+    try:
+        env.reset()  # a NaN at the very start leaves no trace
+        model = _model(args, env)
+        callbacks = _callbacks(args, folder, changes)
+        runs.create(folder, _config(args, model, changes), overwrite=args.overwrite)
+        model.set_logger(configure(str(folder), ["csv", "tensorboard", *(["stdout"] if args.verbose else [])]))
+        model.learn(args.n, callback=callbacks, progress_bar=args.progress)
+        model.logger.close()
+        runs.save_model(model, folder / "model.zip")
+    finally:
+        env.close()
+    return folder
+
+
+def _check(args: Args) -> None:
+    if args.algo not in ALGOS:
+        raise ValueError(f"--algo is one of {', '.join(ALGOS)}, got {args.algo!r}{_did_you_mean(args.algo, ALGOS)}")
+    counts = {"n-timesteps": args.n, "every": args.every, "n-envs": args.n_envs, "eval-episodes": args.eval_episodes}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    for name, value in {"eval-freq": args.eval_freq, "save-freq": args.save_freq, "seed": args.seed}.items():
+        if value < 0:
+            raise ValueError(f"--{name} must be 0 or more, got {value}")
+    if args.algo != "dqn" and (args.clear_buffer or args.restart_exploration):
+        raise ValueError("--clear-buffer and --restart-exploration are for dqn: ppo keeps no replay and no epsilon")
+
+
+def _vec_env(args: Args, *, evaluation: bool = False) -> VecEnv:
+    """The training copies, or one copy for evaluation whose task is set from outside."""
+    count = 1 if evaluation else args.n_envs
+    makers: list[Callable[[], Any]] = [
+        partial(_one_env, args, pairs(args.env_kwargs), pairs(args.drift_kwargs), rank, evaluation)
+        for rank in (range(count) if not evaluation else [args.n_envs])
+    ]
+    several = args.vec_env == "subproc" and not evaluation
+    if several:
+        makers[0]().close()  # a mistake is reported from here, not from a worker's traceback
+    venv = SubprocVecEnv(makers) if several else DummyVecEnv(makers)
+    return VecCheckNan(venv, raise_exception=True, check_inf=True)
+
+
+def _one_env(
+    args: Args, env_kwargs: dict[str, Any], drift_kwargs: dict[str, Any], rank: int, evaluation: bool
+) -> Monitor[Any, Any]:
+    for package in args.gym_packages:
+        importlib.import_module(package)
+    env = make_env(
+        args.env,
+        env_kwargs=env_kwargs,
+        drift=args.drift,
+        drift_kwargs=drift_kwargs,
+        change=args.change,
+        seed=args.seed,
+        n_envs=args.n_envs,
+        rank=rank,
+        frozen=evaluation,
+    )
+    return Monitor(env)
+
+
+def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
+    kind = ALGOS[args.algo]
+    given = pairs(args.hyperparams)
+    known = [n for n in inspect.signature(kind.__init__).parameters if n not in _SET_BY_US and n[0] != "_"]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{args.algo} has no hyperparameter {name!r}{_did_you_mean(name, known)}")
+    policy_kwargs = pairs(args.policy_kwargs)
+    if isinstance(policy_kwargs.get("activation_fn"), str):
+        policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
+    policy = _policy(env.observation_space) if args.policy == "auto" else args.policy
+    return kind(
+        policy,
+        env,
+        seed=args.seed,
+        device=args.device,
+        policy_kwargs=policy_kwargs or None,
+        verbose=args.verbose,
+        **given,
+    )
+
+
+_SET_BY_US = {"self", "policy", "env", "seed", "device", "policy_kwargs", "verbose", "tensorboard_log"}
+
+
+def _policy(space: spaces.Space[Any]) -> str:
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def _activation(name: str) -> type[torch.nn.Module]:
+    layers = {k.lower(): v for k, v in vars(torch.nn.modules.activation).items() if isinstance(v, type)}
+    if name.lower() not in layers:
+        raise ValueError(f"torch.nn has no activation {name!r}{_did_you_mean(name.lower(), layers)}")
+    return layers[name.lower()]
+
+
+def _callbacks(args: Args, folder: Path, changes: Sequence[int]) -> list[BaseCallback]:
+    found: list[BaseCallback] = [runs.EpisodeLog(folder / "episodes.csv")]
+    if args.clear_buffer or args.restart_exploration:
+        found.append(
+            OnChange(clear_buffer=args.clear_buffer, restart_exploration=args.restart_exploration, changes=changes)
+        )
+    if args.method != "none":
+        found.append(
+            RecycleCallback(
+                method=args.method,
+                method_kwargs=pairs(args.method_kwargs),
+                every=args.every,
+                warmup=args.warmup,
+                cooldown=args.cooldown,
+                cap=args.cap,
+                seed=args.seed,
+                edits=folder / "edits.jsonl",
+                verbose=args.verbose,
+            )
+        )
+    if args.eval_freq:
+        env = _vec_env(args, evaluation=True)
+        every_task = args.eval_tasks == "all"
+        path = folder / "evaluations.csv"
+        found.append(Evaluation(env, path, every=args.eval_freq, episodes=args.eval_episodes, every_task=every_task))
+    if args.save_freq:
+        every = max(1, args.save_freq // args.n_envs)
+        found.append(CheckpointCallback(every, str(folder / "checkpoints"), "model", save_replay_buffer=True))
+    return found
+
+
+def _config(args: Args, model: BaseAlgorithm, changes: Sequence[int]) -> dict[str, Any]:
+    """The options as given, values parsed, and what they came to."""
+    config: dict[str, Any] = {}
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        is_pairs = field.name.endswith("kwargs") or field.name == "hyperparams"
+        config[field.name] = pairs(value) if is_pairs else list(value) if isinstance(value, tuple) else value
+    config["total_timesteps"] = config.pop("n")
+    config["policy"] = type(model.policy).__name__
+    config["change_points"] = list(changes[:-1])
+    return config
+
+
+def pairs(words: Sequence[str]) -> dict[str, Any]:
+    """``["noise:0.1", "parent:random"]`` as ``{"noise": 0.1, "parent": "random"}``.
+
+    Raises:
+        ValueError: a word has no colon.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, colon, value = word.partition(":")
+        if not colon or not key:
+            raise ValueError(f"expected key:value, got {word!r}. Write for example noise:0.01")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
