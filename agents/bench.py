@@ -80,8 +80,8 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
             found[name] = ratios
             low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
             iqm = estimate(ratios)
-            table.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", f"{iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]",
-                          f"{_trace_share(make):.2%}")  # fmt: skip
+            spread = f"{iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]"
+            table.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", spread, f"{_trace_share(make):.2%}")
     Console().print(table)
     return found
 

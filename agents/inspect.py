@@ -118,12 +118,8 @@ def load(path: Path, env: VecEnv) -> BaseAlgorithm:
     except Exception as error:  # SB3 raises whatever zipfile, json or pickle raise
         raise ValueError(f"{path} is no stable-baselines3 model: {error}") from error
     keys = set(data or ())
-    kinds: list[tuple[str, type[BaseAlgorithm]]] = [
-        ("clip_range", PPO),
-        ("exploration_schedule", DQN),
-        ("gae_lambda", A2C),
-    ]
-    for key, kind in kinds:
+    marks: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "exploration_schedule": DQN, "gae_lambda": A2C}
+    for key, kind in marks.items():
         if key in keys:
             return kind.load(path, env=env, device="cpu")
     raise ValueError(f"{path} was written by another algorithm than PPO, A2C or DQN")
