@@ -71,6 +71,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
         self.inexact: dict[int, str] = {}
+        self.seen: set[str] = set()  # names of all operations that ran
         self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
         self._rules = rules
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
@@ -78,6 +79,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._parents: list[int] = [0]
         self._roots: Tensor | None = None
+        self._joined = False
         self._buffers = {name for name, _ in module.named_buffers()}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             self._owners.setdefault(_storage(tensor), []).append((name, tensor))
@@ -95,6 +97,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = list(tensors_in((args, kwargs)))
         name = func._schema.name.removeprefix("aten::")
         self._versions = version
+        self.seen.add(name)
         if any(self._known(t) for t in operands) or name in _CONSTANTS:
             results = list(tensors_in(out))
             same = {_storage(t) for t in operands}
@@ -154,6 +157,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def root(self, labels: Tensor) -> Tensor:
         """``labels`` with every unit replaced by the first of the units it is one with."""
+        if not self._joined:
+            return labels
         if self._roots is None:
             self._roots = torch.tensor([self._find(i) for i in range(len(self._parents))])
         roots = self._roots.to(labels.device)
@@ -185,7 +190,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
             first, second = sorted((self._find(a), self._find(b)))
             self._parents[second] = first
-        self._roots = None
+        self._joined, self._roots = True, None
 
     def freeze(self, labels: Tensor | None, reason: str, *, override: bool = False) -> None:
         """Never edit the units in ``labels``, and say why."""

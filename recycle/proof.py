@@ -7,7 +7,7 @@ by random values that keep units alive, and put back bit by bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -46,20 +46,29 @@ class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call]) -> dict[str, str]:
+DROPOUT = frozenset({"native_dropout", "bernoulli_"})
+"""Operations whose randomness a trial must leave out."""
+
+
+def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call], *, dropout: bool) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
     Every unit is a parent and a slot once. All groups are tried together; only if that fails, one by one.
+    ``dropout``: the calls drop activations at random, which the trials leave out.
     """
     if not groups:
         return {}
-    with _randomised(groups, module) as restore:
+    plain = dropout or not all(group.exact for group in groups)
+    with _randomised(groups, module) as restore, _Plain() if plain else nullcontext():  # type: ignore[no-untyped-call]
         reference = _outputs(calls)
         if isinstance(reference, str):
             return {group.name: reference for group in groups}
+        heard = _heard(groups, calls)
         silent = {}
         for group in groups:
-            _silence(group, torch.arange(group.width))
+            if group.name in heard:
+                continue
+            _silence(group, torch.arange(group.width))  # a path that carries no gradient still carries values
             if _difference(reference, _outputs(calls)) < 1e-6:
                 silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
             restore()
@@ -70,9 +79,26 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call])
         return silent
 
 
+def _heard(groups: Sequence[UnitGroup], calls: Sequence[Call]) -> set[str]:
+    """Groups through whose outgoing weights a gradient flows to some output: one backward pass for all."""
+    weights = [(group.name, group.tensor(axis.name)) for group in groups for axis in group.outgoing]
+    with torch.enable_grad():
+        try:
+            outputs = [t for call in calls for t in returned(call()) if t.requires_grad]
+            total = sum((t.double() * torch.linspace(1, 2, t.numel(), device=t.device).reshape(t.shape)).sum()
+                        for t in outputs)  # fmt: skip
+            if not isinstance(total, Tensor):
+                return set()
+            gradients = torch.autograd.grad(total, [weight for _, weight in weights], allow_unused=True)
+        except RuntimeError:
+            return set()
+    flows = [g is not None and bool((g != 0).any()) for g in gradients]
+    return {name for (name, _), flow in zip(weights, flows, strict=True) if flow}
+
+
 def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> bool:
     """Whether doubling the units' weights and biases and halving their consumers' changes no output."""
-    with _randomised([group], module) as restore:
+    with _randomised([group], module) as restore, _Plain():  # type: ignore[no-untyped-call]
         reference = _outputs(calls)
         everything = torch.arange(group.width)
         for axis in group.incoming:
@@ -142,7 +168,7 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[Call
     tensors += [b for name, b in module.named_buffers() if name in state]
     saved = [t.detach().clone() for t in tensors]
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), _Plain():  # type: ignore[no-untyped-call]
+    with torch.no_grad():
         try:
             for tensor in tensors:
                 if tensor.dim() > 1:
@@ -167,12 +193,19 @@ def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:
     """Copies of every floating-point output of the calls, or why they failed."""
     found = []
     for call in calls:
-        torch.manual_seed(0)
+        _seed()
         try:
             found += [t.detach().clone() for t in returned(call()) if t.is_floating_point()]
         except Exception as error:  # a user's module may raise anything on values it has never met
             return f"the call fails on random parameters: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return found
+
+
+def _seed() -> None:
+    """As ``torch.manual_seed(0)``, which takes longer than a small network's whole call."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
 
 
 def _difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:

@@ -37,6 +37,12 @@ def _pointwise(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) ->
     target = next(iter(tensors_in(out)))
     if op._schema.name == "aten::clone" and labels.alias(target, operands[0]):
         return
+    if len(operands) == 1 and labels.view_of(operands[0]) is None:
+        known = labels.of(operands[0])
+        if known is not None:
+            for result in tensors_in(out):
+                labels.put(result, known)
+        return
     labels.settle_bias(operands, op, plain=not kwargs)
     name = op._schema.name.removeprefix("aten::").removesuffix("_")
     merge(labels, op, target, operands, role="bias" if name in ("add", "sub", "rsub") else "gain")
@@ -138,10 +144,13 @@ def _matrix_product(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Te
         if columns is not None:
             labels.await_bias(out, columns)
         return
-    if columns is not None and not kwargs:  # unscaled: no alpha, no beta
-        view = labels.view_of(bias)
-        columns.biases += [] if view is None else [view.name]
+    view = labels.view_of(bias)
+    if columns is not None and not kwargs and view is not None:  # unscaled: no alpha, no beta
+        columns.biases.append(view.name)
     known = labels.of(out)
+    if known is not None and view is not None and bias.dim() == 1 and labels.view_of(right) is not None:
+        labels.own(view, 0, known[0], "bias", _short(op))
+        return
     if known is None:
         labels.put(out, torch.tensor(NONE))
     merge(labels, op, out, (out, bias), "bias")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
 from recycle.labels import UNUSED, Columns, UnitLabels
-from recycle.proof import Call, prove, prove_homogeneous, returned
+from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, returned
 from recycle.rules import RULES
 
 _OUTPUT = "reaches the module's output"
@@ -48,7 +48,7 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
         groups, frozen = _groups(module, labels)
         for group in groups:
             group.prove_homogeneous = _Homogeneity(module, calls)
-        failed = prove(groups, module, calls)
+        failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
     kept = [group for group in groups if group.name not in failed]
     return Graph(module, kept, {**frozen, **failed})
 
