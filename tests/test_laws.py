@@ -1,7 +1,7 @@
 """The laws: what holds for every network, whatever an edit or a method does to it.
 
-Nothing here looks at how units are found: the oracles are the networks' outputs, element-by-element comparison,
-autograd, and index sets written by hand in `nets.py`.
+Nothing here looks at how units are found: the oracles are the networks' outputs,
+element-by-element comparison, autograd, and index sets written by hand in `nets.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,15 @@ REFUSED = (ValueError, TypeError, IndexError, KeyError, NotImplementedError, Run
 METHODS = sorted(getattr(recycle, "METHODS", {}))
 
 every_net = pytest.mark.parametrize("name", list(ZOO))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small to share: threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -69,8 +80,8 @@ def outputs_of(net: nn.Module, calls: Any, *, training: bool = False) -> list[Te
 
 def distance(before: list[Tensor], after: list[Tensor]) -> float:
     """Largest change relative to the largest output."""
-    scale = max([1e-300, *(float(y.abs().max()) for y in before)])
-    return max([0.0, *(float((a - b).abs().max()) / scale for a, b in zip(before, after, strict=True))])
+    changes = [(float((a - b).abs().max()), float(b.abs().max())) for b, a in zip(before, after, strict=True)]
+    return max([0.0, *(change / max(scale, 1e-300) for change, scale in changes)])
 
 
 @dataclass
@@ -80,6 +91,7 @@ class Case:
     spec: Net
     net: nn.Module
     calls: Any
+    unseen: Any  # the same entry points on inputs that tracing has not met
     graph: Any
     first: dict[str, Tensor]
 
@@ -92,7 +104,7 @@ class Case:
         self.net.train()
 
     def outputs(self, *, training: bool = False) -> list[Tensor]:
-        return outputs_of(self.net, self.calls, training=training)
+        return [y for calls in (self.calls, self.unseen) for y in outputs_of(self.net, calls, training=training)]
 
     @property
     def modes(self) -> tuple[bool, ...]:
@@ -115,7 +127,8 @@ def build(name: str) -> tuple[nn.Module, Any]:
 def trace(name: str) -> Case:
     net, calls = build(name)
     first = {n: t.detach().clone() for n, t in tensors_of(net).items()}
-    return Case(ZOO[name], net, calls, recycle.trace(net, *calls), first)
+    unseen = ZOO[name].calls(net, ZOO[name].inputs(seeded(77)))
+    return Case(ZOO[name], net, calls, unseen, recycle.trace(net, *calls), first)
 
 
 traced = functools.lru_cache(maxsize=None)(trace)
@@ -254,9 +267,7 @@ def test_groups_are_those_found_by_hand(name: str) -> None:
     for names, reason in spec.frozen.items():
         reasons = [case.graph.frozen[n] for n in names.split("|") if n in case.graph.frozen]
         assert reasons, f"{names} is not among the frozen: {dict(case.graph.frozen)}"
-        assert any(reason in r for r in reasons), (
-            f"{names} is frozen because {reasons}, not because of {reason!r}"
-        )
+        assert any(reason in r for r in reasons), f"{names} is frozen because {reasons}, not because of {reason!r}"
     for g in missing_on_purpose:
         assert g in case.graph.frozen, f"{g} is neither editable nor frozen"
 
@@ -267,6 +278,15 @@ def test_groups_come_in_forward_order(name: str) -> None:
     if case.spec.either or case.spec.optional:
         return
     assert [g.name for g in case.graph] == list(case.spec.groups)
+
+
+@every_net
+def test_single_precision_finds_the_same_groups(name: str) -> None:
+    net = ZOO[name].build().float()
+    inputs = tuple(x.float() if x.is_floating_point() else x for x in ZOO[name].inputs(seeded(1)))
+    graph = recycle.trace(net, *ZOO[name].calls(net, inputs))
+    double = restored(name).graph
+    assert {g.name: (g.width, g.exact) for g in graph} == {g.name: (g.width, g.exact) for g in double}
 
 
 @every_net
@@ -400,8 +420,8 @@ def test_folding_a_constant_unit_keeps_the_function(name: str) -> None:
             case.restore()
             layer = case.net.get_submodule(group_name)
             with torch.no_grad():
-                layer.weight[unit] = 0.0  # type: ignore[index,operator]
-                layer.bias[unit] = 0.7  # type: ignore[index,operator]
+                layer.weight[unit] = 0.0
+                layer.bias[unit] = 0.7
             before = case.outputs()
             recycle.apply(Fold([unit], [value]), group)
             if edit is not None:
@@ -412,7 +432,7 @@ def test_folding_a_constant_unit_keeps_the_function(name: str) -> None:
 def test_folding_a_dead_unit_behind_batchnorm_keeps_the_function() -> None:
     case = restored("relu_then_batchnorm")
     group = case.graph["0"]
-    linear, norm = case.net[0], case.net[2]  # type: ignore[index]
+    linear, norm = case.net[0], case.net[2]
     with torch.no_grad():
         linear.bias[3] = -1e3
         norm.running_mean.copy_(torch.rand(8))
@@ -436,6 +456,21 @@ def test_folding_a_saturated_tanh_keeps_the_function() -> None:
     recycle.apply(Fold([2, 4], [1.0, -1.0]), case.graph["0"])
     recycle.apply(Reset([2, 4]), case.graph["0"], generator=seeded())
     assert distance(before, case.outputs()) <= EXACT
+
+
+def test_fold_of_a_recurrent_unit_is_refused_or_exact() -> None:
+    """From the second step on the unit is constant, but the first step reads an initial state of zero."""
+    case = restored("rnn_cell")
+    group = next(iter(case.graph), None)
+    if group is None:
+        pytest.skip("recurrent units are frozen")
+    cell: Any = case.net.get_submodule("cell")
+    with torch.no_grad():
+        cell.weight_ih[2], cell.weight_hh[2] = 0.0, 0.0
+        cell.bias_ih[2], cell.bias_hh[2] = 0.3, 0.4
+    before = case.outputs()
+    if refusal_of(Fold([2], [math.tanh(0.7)]), group) is None:
+        assert distance(before, case.outputs()) <= EXACT
 
 
 def test_split_by_hand() -> None:
@@ -478,7 +513,7 @@ def test_balanced_split_stays_on_the_unsplit_trajectory_under_momentum() -> None
     recycle.apply(Split([0], [7], share=0.3, balanced=True), case.graph["0"])
     for net, calls in ((case.net, case.calls), (twin, twin_calls)):
         learn(calls, torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9), 40)
-    assert distance(outputs_of(twin, twin_calls), case.outputs()) <= 1e-10
+    assert distance(outputs_of(twin, twin_calls), outputs_of(case.net, case.calls)) <= 1e-10
 
 
 def test_noise_is_antisymmetric() -> None:
@@ -488,7 +523,8 @@ def test_noise_is_antisymmetric() -> None:
     recycle.apply(Split([0], [7], noise=0.1), case.graph["0"], generator=seeded(4))
     parent, child = case.net.get_parameter("0.weight")[0], case.net.get_parameter("0.weight")[7]
     assert not torch.equal(parent, child)
-    torch.testing.assert_close(child - row, row - parent)
+    apart = torch.cosine_similarity(child - row, row - parent, 0)
+    assert float(apart) > 0.95, "parent and child move apart, but for keeping their norms"
     assert float((child - row).norm() / row.norm()) < 0.5
 
 
@@ -542,23 +578,25 @@ def test_no_method_touches_a_network_without_dead_units(name: str) -> None:
 def test_methods_name_the_dead_units_and_no_other(name: str, method: str) -> None:
     case = restored(name)
     enliven(case.net)
-    calls = case.spec.calls(case.net, tuple(x.abs() for x in case.spec.inputs(seeded(1))))
+    batches = [tuple(x.abs() for x in case.spec.inputs(seeded(i))) for i in range(8)]
+    calls = case.spec.calls(case.net, batches[0])
     dead = {group: case.graph[group].width - 2 for group in case.spec.kill}
     with torch.no_grad():
         for group, parameter in case.spec.kill.items():
             case.net.get_parameter(parameter)[dead[group]] = -1e3
     optimizer = torch.optim.SGD(case.net.parameters(), lr=1e-6)
     kwargs = {"noise": 0.0} if method == "split" else {}
-    recycler = recycle.Recycler(
-        case.graph, recycle.find(method)(**kwargs), optimizers=[optimizer], generator=seeded()
-    )
-    for _ in range(8):
+    found = recycle.find(method)(**kwargs)
+    recycler = recycle.Recycler(case.graph, found, optimizers=[optimizer], generator=seeded(), sample_every=1)
+    for batch in batches:
         with recycler.listening():
             optimizer.zero_grad()
-            loss_of(calls).backward()
+            loss_of(case.spec.calls(case.net, batch)).backward()
         optimizer.step()
     before = outputs_of(case.net, calls)
     report = recycler.step()
+    if not report.edits and "unobserved" in report.to_json():
+        pytest.skip("no hook can watch these units, and the report says so")
     assert {g for g, _ in report.edits} == set(dead)
     for group, edit in report.edits:
         slots = edit.into if isinstance(edit, Split) else edit.units
@@ -590,7 +628,7 @@ def test_monitor_only_watches_dead_units() -> None:
 def test_edits_touch_only_the_elements_written_down_by_hand(name: str) -> None:
     case = restored(name)
     for group_name in case.spec.owned:
-        if group_name in case.spec.optional and group_name in case.graph.frozen:
+        if group_name not in {g.name for g in case.graph} and (case.spec.either or group_name in case.spec.optional):
             continue
         group = case.graph[group_name]
         last = group.width - 1
@@ -687,27 +725,29 @@ def test_fold_touches_biases_of_consumers_and_the_unit(name: str) -> None:
 
 @every_net
 def test_a_fresh_unit_is_disconnected_and_no_other(name: str) -> None:
-    """After a reset, exactly the elements that only feed this unit have no gradient any more."""
+    """With its outgoing weights at zero, exactly the elements that only feed this unit have no gradient.
+
+    With outgoing weights next to zero every other element's gradient is as good as the same.
+    """
     case = restored(name)
     case.net.eval()
     for group in case.exact:
         for unit in (0, group.width - 1):
             scramble(case.net)
             before = {n: t.detach().clone() for n, t in tensors_of(case.net).items()}
-            had = _gradients(case)
             recycle.apply(Reset([unit]), group, generator=seeded(unit))
-            after = tensors_of(case.net)
+            after = {n: t.detach().clone() for n, t in tensors_of(case.net).items()}
             has = _gradients(case)
-            for n, gradient in had.items():
-                silenced = (gradient != 0) & (has[n] == 0)
-                edited = before[n] != after[n]
-                assert not (silenced & ~edited).any(), (
-                    f"{group.name} {unit}: {n} still has the old incoming weights"
-                )
-                fresh = edited & (after[n] != 0) & (gradient != 0)
-                assert not (fresh & ~silenced).any(), (
-                    f"{group.name} {unit}: {n} was edited but still has a say"
-                )
+            edited = {n: before[n] != after[n] for n in after}
+            with torch.no_grad():
+                for n, p in case.net.named_parameters():
+                    p[edited[n] & (p == 0)] = 1e-5
+            for n, gradient in _gradients(case).items():
+                had = gradient.abs() > 1e-12  # less is rounding
+                silenced = had & (has[n] == 0)
+                assert not (silenced & ~edited[n]).any(), f"{group.name} {unit}: {n} kept old incoming weights"
+                fresh = edited[n] & (after[n] != 0) & had
+                assert not (fresh & ~silenced).any(), f"{group.name} {unit}: {n} was edited but still has a say"
 
 
 def _gradients(case: Case) -> dict[str, Tensor]:
@@ -719,10 +759,7 @@ def _gradients(case: Case) -> dict[str, Tensor]:
         for y in leaves(call()):
             total = total + (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum()
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return {
-        n: torch.zeros_like(p) if g is None else g
-        for (n, p), g in zip(parameters.items(), found, strict=True)
-    }
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
 
 
 def refusal_of(edit: Any, group: Any, optimizers: Any = ()) -> str | None:
@@ -828,9 +865,7 @@ def _check_state(before: Any, after: Any, parameter: str, own: Elements, fresh: 
     mine = mine.view(before.shape)
     assert torch.equal(before[~mine], after[~mine]), f"{parameter}: another unit's moments changed"
     if before.ndim > 0 and mine.any():
-        assert (after[mine] == fresh).all(), (
-            f"{parameter}: a newborn's moments are {after[mine]}, not {fresh}"
-        )
+        assert (after[mine] == fresh).all(), f"{parameter}: a newborn's moments are {after[mine]}, not {fresh}"
 
 
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
@@ -896,7 +931,7 @@ class RowScaled(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -970,7 +1005,6 @@ def test_listening_leaves_training_bit_identical(name: str) -> None:
     for watched in (False, True):
         net, calls = build(name)
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
-        hooks = _hooks(net)
         recycler = None
         torch.manual_seed(3)
         if watched:
@@ -992,12 +1026,41 @@ def test_listening_leaves_training_bit_identical(name: str) -> None:
                 recycler.step()
         gradients = {f"{n}.grad": p.grad for n, p in net.named_parameters()}
         results.append({**state_of(net, [optimizer]), **gradients, "random": _random_states()})
-        if recycler is not None:
-            assert hooks == _hooks(net), "hooks outlive the listening"
     assert not same(*results)
 
 
+def test_nothing_is_seen_outside_of_listening() -> None:
+    case = trace("mlp")
+    hooks = _hooks(case.net)
+    optimizer = torch.optim.SGD(case.net.parameters(), lr=0.0)
+    recycler = recycle.Recycler(case.graph, recycle.find("monitor")(), optimizers=[optimizer], sample_every=1)
+    with recycler.listening():
+        loss_of(case.calls).backward()
+    before = recycler.state_dict()
+    loss_of(case.unseen).backward()
+    assert _equal(before, recycler.state_dict())
+    assert hooks == _hooks(copy.deepcopy(case.net)), "a copy of the network would go on reporting"
+
+
 # ---------------------------------------------------------------- law 6: nothing is assumed
+
+
+@every_net
+def test_no_layer_is_forgotten(name: str) -> None:
+    """A layer that takes part is a producer of a group, or frozen for a reason that is told."""
+    net, calls = build(name)
+    ran: list[str] = []
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
+    for path, module in net.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_pre_hook(lambda m, x, path=path: ran.append(path))
+    outputs_of(net, calls)
+    case = restored(name)
+    text = str(case.graph)
+    if name in ("masked_weights", "masked_consumer", "tied_autoencoder"):
+        ran += [path for path in ("fc1", "enc") if path in dict(net.named_modules())]
+    for path in dict.fromkeys(ran):
+        assert re.search(rf"(?<![\w.]){re.escape(path)}(?!\w)", text), f"nothing is said of {path!r}:\n{text}"
 
 
 @pytest.mark.parametrize(
@@ -1060,7 +1123,7 @@ def test_fresh_units_are_as_large_as_in_a_new_module(kind: str) -> None:
         assert float(found.std()) == pytest.approx(float(want.std()), rel=0.1)
         assert float(found.mean()) == pytest.approx(float(want.mean()), abs=0.02)
         assert found.abs().max() <= want.abs().max() * 1.3
-    assert (net[2].weight[:, units] == 0).all()  # type: ignore[index,operator]
+    assert (net[2].weight[:, units] == 0).all()
 
 
 def test_fresh_batchnorm_channels_are_new() -> None:
@@ -1073,9 +1136,7 @@ def test_fresh_batchnorm_channels_are_new() -> None:
 
 
 def test_fresh_recurrent_units_are_as_large_as_in_a_new_module() -> None:
-    net = Wire(
-        lambda m, x: m.out(m.gru(x)[0][:, -1]), gru=nn.GRU(8, 64, batch_first=True), out=nn.Linear(64, 2)
-    )
+    net = Wire(lambda m, x: m.out(m.gru(x)[0][:, -1]), gru=nn.GRU(8, 64, batch_first=True), out=nn.Linear(64, 2))
     net.double()
     x = torch.randn(2, 3, 8, dtype=torch.float64)
     graph = recycle.trace(net, lambda: net(x))
@@ -1086,7 +1147,7 @@ def test_fresh_recurrent_units_are_as_large_as_in_a_new_module() -> None:
             p.mul_(20.0)
     recycle.apply(Reset(list(range(60))), graph["gru"], generator=seeded())
     rows = [r + 64 * g for g in range(3) for r in range(60)]
-    assert float(net.gru.weight_ih_l0[rows].std()) == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)  # type: ignore[union-attr,index]
+    assert float(net.gru.weight_ih_l0[rows].std()) == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
 
 
 def test_fresh_units_of_bare_parameters_are_as_large_as_the_live_ones() -> None:
@@ -1098,7 +1159,7 @@ def test_fresh_units_of_bare_parameters_are_as_large_as_the_live_ones() -> None:
     net = Wire(lambda m, x: torch.relu(x @ m.W1) @ m.W2, W1=W1, W2=W2).double()
     x = torch.randn(3, 64, dtype=torch.float64)
     recycle.apply(Reset(list(range(128))), recycle.trace(net, lambda: net(x))["W1"], generator=seeded())
-    assert float(net.W1[:, :128].std()) == pytest.approx(0.03, rel=0.1)  # type: ignore[index,operator]
+    assert float(net.W1[:, :128].std()) == pytest.approx(0.03, rel=0.1)
 
 
 def test_mirror_fires_where_its_parent_does_not() -> None:
@@ -1157,9 +1218,7 @@ def test_the_networks_own_initialisation_is_used() -> None:
         assert tensors[f"{layer}.bias"][2] == 3.0
         assert tensors[f"{layer}.bias"][1] != 3.0
     assert (tensors["features.0.weight"][2] == 7.0).all()
-    assert (
-        tensors["features.2.weight"][:, 2] == 0.0
-    ).sum() >= 5 * 9  # outgoing, but for the fresh unit's own
+    assert (tensors["features.2.weight"][:, 2] == 0.0).sum() >= 5 * 9  # outgoing, but for the fresh unit's own
 
 
 # ---------------------------------------------------------------- law 8: one seed, one history
@@ -1228,9 +1287,7 @@ def test_reports_of_equal_steps_are_equal() -> None:
         with torch.no_grad():
             case.net.get_parameter("0.bias")[2] = -1e3
         optimizer = torch.optim.SGD(case.net.parameters(), lr=1e-6)
-        recycler = recycle.Recycler(
-            case.graph, recycle.find("split")(), optimizers=[optimizer], generator=seeded(4)
-        )
+        recycler = recycle.Recycler(case.graph, recycle.find("split")(), optimizers=[optimizer], generator=seeded(4))
         with recycler.listening():
             loss_of(case.calls).backward()
         reports.append(recycler.step())

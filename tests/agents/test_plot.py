@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.plot import _short, draw, main, notes, shared_changes, tables
-from agents.results import arms, find_runs, read_run, summarise
+from agents.figure import _short, draw, shared_changes
+from agents.plot import main, notes, tables
+from agents.results import find_runs, read_run
+from agents.summary import arms, summarise
 from tests.agents.test_results import EPISODES, PROGRESS, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -189,8 +191,7 @@ def test_an_arm_without_a_finished_run_stops_at_the_common_step(tmp_path):
     assert max(left.lines[0].get_xdata()) <= 40
     assert [text.get_text() for text in left.texts] == [" (unfinished)"]
     assert list(notes(runs)) == [
-        "CartPole-v1 · permute · ppo · split: unfinished; averaged only up to step 40, "
-        "which every run has reached"
+        "CartPole-v1 · permute · ppo · split: unfinished; averaged only up to step 40, which every run has reached"
     ]
 
 

@@ -5,17 +5,8 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.results import (
-    BadRun,
-    Experiment,
-    area_under_curve,
-    arms,
-    change_points,
-    find_runs,
-    read_run,
-    summarise,
-    task_returns,
-)
+from agents.results import BadRun, Experiment, find_runs, read_run
+from agents.summary import area_under_curve, arms, change_points, summarise, task_returns
 
 # timesteps, task, return, length: two tasks, one copy of the environment
 EPISODES = [(10, 0, 1.0, 10), (20, 0, 3.0, 10), (30, 0, 5.0, 10), (40, 1, 2.0, 10), (60, 1, 4.0, 20)]
@@ -79,9 +70,7 @@ def test_dead_curves_hold_only_what_was_measured(tmp_path):
 def test_totals_stand_in_where_no_layer_was_logged(tmp_path):
     progress = "time/total_timesteps,recycle/q_net/dead\n5,0.5\n9,nan\n"
     run = read_run(write_run(tmp_path / "0", progress=progress))
-    assert {name: (c.steps.tolist(), c.values.tolist()) for name, c in run.dead.items()} == {
-        "q_net": ([5], [0.5])
-    }
+    assert {name: (c.steps.tolist(), c.values.tolist()) for name, c in run.dead.items()} == {"q_net": ([5], [0.5])}
     assert run.recycled is None
 
 
