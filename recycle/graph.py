@@ -30,7 +30,7 @@ class Axis:
     bias: str | None = None
     """Of a consumer: the bias added to its result, where there is one."""
     padded: bool = False
-    """Of a consumer: it pads its input with zeros, so a constant input is not constant at the border."""
+    """Of a consumer: it also reads zeros (padding, an initial state), so a constant unit is not constant to it."""
     sources: frozenset[tuple[int, int]] = frozenset()
     """Of a consumer: which activations it reads; equal sources see equal values."""
 
@@ -46,7 +46,7 @@ class Axis:
     def read(self, tensor: Tensor, units: Tensor) -> Tensor:
         """A copy of the units' elements, ``(units, span, everything else)``."""
         part = tensor.index_select(self.dim, self.entries(units, tensor.device)).movedim(self.dim, 0)
-        return part.reshape(len(units), self.span, -1)
+        return part.reshape(len(units), self.span, tensor.numel() // tensor.shape[self.dim])
 
     def write(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
         """Overwrite the units' elements in place with ``values``, shaped as :meth:`read` returns them."""
@@ -71,6 +71,8 @@ class UnitGroup:
     exact: bool = True
     why: str = ""
     """Why edits are only approximate, where ``exact`` is False."""
+    one_value: bool = True
+    """Whether all consumers read the same value of a unit; False where one reads it before an activation, say."""
     resizable: bool = False
     why_fixed: str = "edits keep all shapes; widening and pruning are not implemented yet"
     prove_homogeneous: Callable[[UnitGroup], bool] = field(default=lambda group: False, repr=False)
@@ -95,9 +97,11 @@ class UnitGroup:
         """Why a constant unit cannot be moved into its consumers' biases, or "" where it can."""
         for axis in self.outgoing:
             if axis.bias is None:
-                return f"consumer {axis.name!r} has no bias"
+                return f"consumer {axis.name!r} has no bias of its own"
             if axis.padded:
-                return f"consumer {axis.name!r} pads its input with zeros"
+                return f"consumer {axis.name!r} reads zeros beside the units (padding, an initial state)"
+        if not self.one_value:
+            return "its consumers read different values of it"
         return ""
 
     def observers(self) -> list[tuple[nn.Module, Axis]]:

@@ -10,7 +10,7 @@ view of a tensor is then a view of its labels, and writes in place follow, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class Columns:
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, int]] = field(default_factory=set)  # (storage, version) of what was read
+    values: list[frozenset[int]] = field(default_factory=list)  # which computed values were read, by each call
 
 
 @dataclass
@@ -65,7 +66,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     unit, :attr:`frozen` and :attr:`inexact` why units may not, or only approximately, be edited.
     """
 
-    def __init__(self, module: nn.Module, rules: dict[str, Rule]) -> None:
+    def __init__(self, module: nn.Module, rules: dict[str, Rule], moves: Collection[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: dict[tuple[str, int], Rows] = {}
         self.columns: dict[tuple[str, int], Columns] = {}
@@ -73,9 +74,13 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inexact: dict[int, str] = {}
         self.seen: set[str] = set()  # names of all operations that ran
         self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
-        self._rules = rules
+        self._rules, self._moves = rules, moves
+        self._values: dict[int, frozenset[int]] = {}  # storage -> computed values that it holds
+        self._interned: dict[Any, int] = {}
+        self._made: list[Tensor] = []  # labels of each computed value
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
         self._owners: dict[int, list[tuple[str, Tensor]]] = {}  # storage -> parameters that live in it
+        self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._parents: list[int] = [0]
         self._roots: Tensor | None = None
@@ -83,6 +88,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._buffers = {name for name, _ in module.named_buffers()}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             self._owners.setdefault(_storage(tensor), []).append((name, tensor))
+        for layer in module.modules():
+            for tensor in tensors_in(list(vars(layer).values())):
+                self._constants[_storage(tensor)] = tensor  # kept by the module outside of its buffers
 
     # -- the mode ------------------------------------------------------------------------------------------
 
@@ -93,18 +101,62 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         version = {id(t): t._version for t in tensors_in((args, kwargs))}
         out = func(*args, **kwargs)
         if func.is_view:
+            if func._schema.name == "aten::lift_fresh":  # a literal: torch.tensor([2, 0, 1]), x[:, [2, 0, 1]]
+                self._constants[_storage(out)] = out
             return out
         operands = list(tensors_in((args, kwargs)))
         name = func._schema.name.removeprefix("aten::")
         self._versions = version
         self.seen.add(name)
+        self._note_constants(func, operands, out)
         if any(self._known(t) for t in operands) or name in _CONSTANTS:
             results = list(tensors_in(out))
             same = {_storage(t) for t in operands}
             if not func._schema.is_mutable and results and all(_storage(t) in same for t in results):
                 return out  # a view under another name: its labels are there already
             self._rules.get(name, self._rules["default"])(self, func, args, kwargs, out)
+            self._note_values(name, func, (args, kwargs), operands, results)
         return out
+
+    def _note_values(self, name: str, func: Any, given: Any, operands: list[Tensor], results: list[Tensor]) -> None:
+        """Equal computations of equal values are one value; moving data makes none."""
+        labelled = [t for t in results if _storage(t) in self._labels]
+        if not labelled:
+            return
+        if name in self._moves:
+            held = frozenset().union(*(self._values.get(_storage(t), frozenset()) for t in operands))
+        else:
+            key = (str(func), _described(given, self._describe))
+            if key not in self._interned:
+                self._interned[key] = len(self._made)
+                self._made.append(self._labels[_storage(labelled[0])][0])
+            held = frozenset({self._interned[key]})
+        for tensor in labelled:
+            self._values[_storage(tensor)] = held
+
+    def _describe(self, tensor: Tensor) -> Any:
+        view = self.view_of(tensor)
+        return view or self._values.get(_storage(tensor), "data")
+
+    def values_of(self, columns: Columns, units: Tensor) -> set[frozenset[int]]:
+        """Which computed values of ``units`` a consumer reads, in each of its calls."""
+
+        def of_units(value: int) -> bool:
+            return bool(torch.isin(self.root(self._made[value]), units).any())
+
+        return {frozenset(filter(of_units, values)) for values in columns.values}
+
+    def _note_constants(self, func: Any, operands: list[Tensor], out: Any) -> None:
+        """Remember tensors whose values cannot depend on the call's data, such as those of ``arange``."""
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if not random and all(map(self.constant, operands)):
+            for tensor in tensors_in(out):
+                self._constants[_storage(tensor)] = tensor
+
+    def constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor's values are the same for every input: a parameter, a buffer, or made of constants."""
+        key = _storage(tensor)
+        return key in self._constants or key in self._owners
 
     def _known(self, tensor: Tensor) -> bool:
         key = _storage(tensor)
@@ -270,9 +322,15 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not any(torch.equal(self.root(seen), self.root(old)) for old in columns.labels):
             columns.labels.append(seen)
         columns.calls += 1
-        columns.padded |= padded
+        columns.values.append(self._values.get(_storage(source), frozenset()))
+        columns.padded |= padded or self._reads_constants(source)
         columns.sources.add((_storage(source), self._versions.get(id(source), 0)))
         return columns
+
+    def _reads_constants(self, source: Tensor) -> bool:
+        """Whether zeros were put beside units, by hand or as an initial state: no unit is constant there."""
+        entry = self._labels.get(_storage(source))
+        return entry is not None and bool((entry[0] == UNIFORM).any())
 
     def await_bias(self, out: Tensor, columns: Columns) -> None:
         """``out`` is a bare product; a parameter added to it next is that consumer's bias."""
@@ -310,6 +368,17 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
+
+
+def _described(value: Any, tensor: Callable[[Tensor], Any]) -> Any:
+    """Nested arguments as something hashable."""
+    if isinstance(value, Tensor):
+        return tensor(value)
+    if isinstance(value, dict):
+        return tuple((key, _described(item, tensor)) for key, item in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_described(item, tensor) for item in value)
+    return repr(value)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -23,7 +23,11 @@ _SHARE = 0.3
 
 
 class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Dropout off, normalisations across units replaced by their gain and bias: what is left must be exact."""
+    """Dropout off; with ``unmixed`` also normalisations across units replaced by their gain and bias."""
+
+    def __init__(self, *, unmixed: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.unmixed = unmixed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -34,14 +38,13 @@ class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].clone(), torch.ones_like(out[1])
         if name == "bernoulli_":
             return out.fill_(1)
-        if name in ("native_layer_norm", "native_group_norm"):
-            weight, bias = (args[2], args[3]) if name == "native_layer_norm" else (args[1], args[2])
-            shape = [1, -1] + [1] * (args[0].dim() - 2) if name == "native_group_norm" else None
-            plain = args[0]
-            plain = plain if weight is None else plain * (weight if shape is None else weight.reshape(shape))
-            plain = plain if bias is None else plain + (bias if shape is None else bias.reshape(shape))
-            return (plain.clone(), *out[1:])
-        if name == "_softmax":
+        if self.unmixed and name in ("native_layer_norm", "native_group_norm"):
+            layer = name == "native_layer_norm"
+            weight, bias = args[2:4] if layer else args[1:3]
+            shape = weight.shape if layer and weight is not None else [1, -1] + [1] * (args[0].dim() - 2)
+            plain = args[0] if weight is None else args[0] * weight.reshape(shape)
+            return (plain.clone() if bias is None else plain + bias.reshape(shape), *out[1:])
+        if self.unmixed and name == "_softmax":
             return args[0].clone()
         return out
 
@@ -58,25 +61,36 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
     """
     if not groups:
         return {}
-    plain = dropout or not all(group.exact for group in groups)
-    with _randomised(groups, module) as restore, _Plain() if plain else nullcontext():  # type: ignore[no-untyped-call]
-        reference = _outputs(calls)
-        if isinstance(reference, str):
-            return {group.name: reference for group in groups}
-        heard = _heard(groups, calls)
-        silent = {}
-        for group in groups:
-            if group.name in heard:
+    failed: dict[str, str] = {}
+    with _randomised(groups, module) as restore:
+        for exact in (True, False):
+            part = [group for group in groups if group.exact is exact]
+            if not part:
                 continue
-            _silence(group, torch.arange(group.width))  # a path that carries no gradient still carries values
-            if _difference(reference, _outputs(calls)) < 1e-6:
-                silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
-            restore()
-        audible = [group for group in groups if group.name not in silent]
-        if audible and _trials(audible, calls, restore):
-            broken = {group.name: _trials([group], calls, restore) for group in audible}
-            silent |= {name: reason for name, reason in broken.items() if reason}
-        return silent
+            plain = _Plain(unmixed=not exact) if dropout or not exact else nullcontext()
+            with plain:
+                failed |= _prove(part, calls, restore)
+    return failed
+
+
+def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+    reference = _outputs(calls)
+    if isinstance(reference, str):
+        return {group.name: reference for group in groups}
+    heard = _heard(groups, calls)
+    silent = {}
+    for group in groups:
+        if group.name in heard:
+            continue
+        _silence(group, torch.arange(group.width))  # a path that carries no gradient still carries values
+        if _difference(reference, _outputs(calls)) < 1e-6:
+            silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
+        restore()
+    audible = [group for group in groups if group.name not in silent]
+    if audible and _trials(audible, calls, restore):
+        broken = {group.name: _trials([group], calls, restore) for group in audible}
+        silent |= {name: reason for name, reason in broken.items() if reason}
+    return silent
 
 
 def _heard(groups: Sequence[UnitGroup], calls: Sequence[Call]) -> set[str]:
@@ -98,7 +112,7 @@ def _heard(groups: Sequence[UnitGroup], calls: Sequence[Call]) -> set[str]:
 
 def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> bool:
     """Whether doubling the units' weights and biases and halving their consumers' changes no output."""
-    with _randomised([group], module) as restore, _Plain():  # type: ignore[no-untyped-call]
+    with _randomised([group], module) as restore, _Plain():
         reference = _outputs(calls)
         everything = torch.arange(group.width)
         for axis in group.incoming:
@@ -114,26 +128,24 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
 
 
 def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> str:
-    """Split half of the units into the other half, then the other way round; "" if no output changes."""
-    for parents_first in (True, False):
-        pairs = []
-        for group in groups:
-            half = group.width // 2
-            one, other = torch.arange(half), torch.arange(group.width - half, group.width)
-            pairs.append((one, other) if parents_first else (other, one))
+    """Split units into their neighbours, 0 -> 1 -> 2 -> ... -> 0; "" if no output changes.
+
+    The ring makes every unit a parent and a slot, and links all of them: were there two kinds of units, some
+    neighbours would be of different kinds.
+    """
+    rounds: tuple[Callable[[int], Tensor], ...] = (
+        lambda n: torch.arange(0, n - 1, 2),  # 0 -> 1, 2 -> 3, ...
+        lambda n: torch.arange(1, n - n % 2, 2),  # 1 -> 2, 3 -> 4, ... and, if n is even, n - 1 -> 0
+        lambda n: torch.tensor([n - 1] if n % 2 else [], dtype=torch.long),
+    )
+    for parents_of in rounds:
+        pairs = [(parents_of(g.width), (parents_of(g.width) + 1) % g.width) for g in groups]
+        if not any(len(parents) for parents, _ in pairs):
+            continue
         reason = _trial(groups, pairs, calls)
         restore()
         if reason:
             return reason
-    odd = [group for group in groups if group.width % 2]
-    if odd:  # the middle unit is left: once as parent, once as slot
-        middle = [torch.tensor([group.width // 2]) for group in odd]
-        first = [torch.tensor([0]) for _ in odd]
-        for pairs in (list(zip(middle, first, strict=True)), list(zip(first, middle, strict=True))):
-            reason = _trial(odd, pairs, calls)
-            restore()
-            if reason:
-                return reason
     return ""
 
 

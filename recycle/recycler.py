@@ -167,12 +167,18 @@ class Recycler:
     def attach(self) -> None:
         """Watch from now on until :meth:`detach`; a second call does nothing."""
         self.tracker.attach()
-        if self._handle is None and any(tau < 1 for _, tau in self.targets):
-            self._handle = self.graph.module.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
+        self._attach_to_module()
 
     def detach(self) -> None:
         """Stop watching; what was seen stays."""
         self.tracker.detach()
+        self._detach_from_module()
+
+    def _attach_to_module(self) -> None:
+        if self._handle is None and any(tau < 1 for _, tau in self.targets):
+            self._handle = self.graph.module.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
+
+    def _detach_from_module(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -181,11 +187,15 @@ class Recycler:
     def listening(self) -> Iterator[None]:
         """Watch inside the block, round forward and backward; ``optimizer.step()`` may stand outside it."""
         before, self._listening = self._listening, True
-        self.attach()
+        attached = self._handle is not None
+        self._attach_to_module()
         try:
-            yield
+            with self.tracker.listening():
+                yield
         finally:
             self._listening = before
+            if not attached:
+                self._detach_from_module()
 
     def _keep_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():

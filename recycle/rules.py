@@ -65,7 +65,9 @@ def merge(labels: UnitLabels, op: Any, out: Tensor, operands: Sequence[Tensor], 
             _claim(labels, op, view, tensor, merged, across, part)
         elif across:
             loose = (mark == NONE) & (merged > 0)
-            labels.freeze(merged[loose], f"{_short(op)} joins it with a value that differs from unit to unit")
+            labels.freeze(
+                merged[loose], f"{_short(op)} joins it with a value that differs from unit to unit, such as an input"
+            )
     uniform = torch.stack([m == UNIFORM for m in marks]).all(0)
     labels.put(out, torch.where(uniform & (merged == NONE), UNIFORM, labels.root(merged)))
 
@@ -366,6 +368,10 @@ def _movement(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
     labels.use_whole(operands, op)
     names = [a.name for a in op._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
+    moving = _indexed_by_data(labels, given)
+    if moving:
+        for tensor in operands:
+            labels.freeze(labels.of(tensor), f"{_short(op)} moves units by an index that depends on the data")
     for name, value in given.items():
         if name in _INDICES:
             for tensor in tensors_in(value):
@@ -380,6 +386,20 @@ def _movement(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
     results = [given["self"]] if cast else list(tensors_in(_on_integers(op, given)))
     for target, result in zip(targets, results, strict=True):
         labels.put(target, result)
+
+
+def _indexed_by_data(labels: UnitLabels, given: dict[str, Any]) -> bool:
+    """Whether an index that other inputs would change runs along an axis on which the labels vary."""
+    indices = [given[name] for name in _INDICES if name in given]
+    if all(labels.constant(tensor) for tensor in tensors_in(indices)):
+        return False
+    known = labels.of(given.get("self"))
+    if known is None or not known.dim():
+        return True
+    axes = [given["dim"]] if "dim" in given else list(range(known.dim()))
+    if isinstance(given.get("indices"), (list, tuple)):
+        axes = [axis for axis, index in enumerate(given["indices"]) if index is not None]
+    return any(bool((known != known.narrow(axis, 0, 1)).any()) for axis in axes)
 
 
 def _on_integers(op: Any, given: dict[str, Any]) -> Any:
@@ -464,5 +484,8 @@ RULES: dict[str, Rule] = {
          "swapdims_", "_assert_async", "sym_size", "sym_numel"), _ignore),
     "_local_scalar_dense": _read,
 }
-# fmt: on
 """Operation name (without ``aten::``) to what it does to the labels."""
+# fmt: on
+
+MOVES = frozenset({name for name, rule in RULES.items() if rule in (_movement, _copy, _index_put)} | {"clone"})
+"""Operations that only move values."""

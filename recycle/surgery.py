@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
@@ -195,6 +196,8 @@ def check(
     elif isinstance(edit, Fold):
         if len(edit.means) != len(edit.units):
             raise NotRecyclable(f"Fold needs a mean for each unit: got {len(edit.means)} for {len(edit.units)} units")
+        if not all(map(math.isfinite, edit.means)):
+            raise NotRecyclable(f"Fold needs finite means, got {edit.means}")
         if group.why_not_foldable:
             raise NotRecyclable(f"units of {group.name!r} cannot be folded: {group.why_not_foldable}")
     elif edit.parents is not None:

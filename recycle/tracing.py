@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
-from recycle.labels import UNUSED, Columns, UnitLabels
+from recycle.labels import UNUSED, UnitLabels
 from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, returned
-from recycle.rules import RULES
+from recycle.rules import MOVES, RULES
 
 _OUTPUT = "reaches the module's output"
 
@@ -36,7 +36,7 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
     with _undisturbed(module):
-        labels = UnitLabels(module, RULES)
+        labels = UnitLabels(module, RULES, MOVES)
         for call in calls:
             try:
                 with torch.no_grad(), labels:
@@ -129,7 +129,7 @@ def _groups(module: nn.Module, labels: UnitLabels) -> tuple[list[UnitGroup], dic
         members = units[kind_of == k]
         axes = [(key, _index(vector, members), made) for key, vector, made in entries if (vector == members[0]).any()]
         incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
-        outgoing = tuple(_consumer(module, key, index, labels.columns[key]) for key, index, made in axes if not made)
+        outgoing = tuple(_consumer(module, key, index, labels) for key, index, made in axes if not made)
         if not any(axis.role == "weight" for axis in incoming):
             continue
         name = _name(module, incoming, set(frozen) | {g.name for g in groups})
@@ -140,8 +140,26 @@ def _groups(module: nn.Module, labels: UnitLabels) -> tuple[list[UnitGroup], dic
             frozen[name] = reason
             continue
         blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
-        groups.append(UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend))
+        group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend)
+        read = set().union(*(labels.values_of(labels.columns[a.name, a.dim], members) for a in outgoing))
+        group.one_value = len(read) == 1
+        groups.append(group)
+    _mention_the_rest(module, labels, groups, frozen)
     return groups, frozen
+
+
+def _mention_the_rest(
+    module: nn.Module, labels: UnitLabels, groups: Sequence[UnitGroup], frozen: dict[str, str]
+) -> None:
+    """A layer whose units were never labelled, since its weight is computed or read as a whole, is frozen too."""
+    told = {axis.name for group in groups for axis in group.incoming}
+    told |= {name for name, _ in labels.rows}
+    for name, op in labels.shared.items():
+        owner, _, leaf = name.rpartition(".")
+        tensor = getattr(module.get_submodule(owner), leaf)
+        if isinstance(tensor, nn.Parameter) and tensor.dim() > 1 and name not in told:
+            layer = owner if owner and leaf == "weight" else name
+            frozen.setdefault(layer, f"{name!r} is used by {op} as a whole, not unit by unit")
 
 
 def _by_root(reasons: dict[int, str], roots: Tensor) -> dict[int, str]:
@@ -211,8 +229,9 @@ def _index(vector: Tensor, members: Tensor) -> Tensor:
     return place[order].reshape(len(members), -1)
 
 
-def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, columns: Columns) -> Axis:
+def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, labels: UnitLabels) -> Axis:
     name, dim = key
+    columns = labels.columns[key]
     owner, _, leaf = name.rpartition(".")
     weight = getattr(module.get_submodule(owner), leaf)
     bias = None
@@ -220,7 +239,8 @@ def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, columns: C
         owner, _, leaf = columns.biases[0].rpartition(".")
         held = getattr(module.get_submodule(owner), leaf)
         whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]
-        bias = columns.biases[0] if whole and held.requires_grad else None
+        alone = sum(columns.biases[0] in other.biases for other in labels.columns.values()) == 1
+        bias = columns.biases[0] if whole and alone and held.requires_grad else None
     return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources))
 
 
@@ -229,7 +249,8 @@ def _name(module: nn.Module, incoming: Sequence[Axis], taken: set[str]) -> str:
     first = next(axis for axis in incoming if axis.role == "weight")
     owner, _, leaf = first.name.rpartition(".")
     layer: Any = module.get_submodule(owner)
-    alone = isinstance(layer, nn.RNNBase) and layer.num_layers == 1 and not layer.bidirectional
+    alone = isinstance(layer, nn.RNNCellBase)
+    alone |= isinstance(layer, nn.RNNBase) and layer.num_layers == 1 and not layer.bidirectional
     name = owner if owner and (leaf == "weight" or alone) else first.name
     entries = first.index.flatten().sort().values.tolist()
     tensor = getattr(layer, leaf)

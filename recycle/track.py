@@ -181,6 +181,7 @@ class Tracker:
         self._pre: dict[str, _Gradients] = {}
         self._weights: dict[str, _Gradients] = {}
         self._handles: list[Any] = []
+        self._step_handles: list[Any] = []
         self._calls: dict[str, int] = {}  # training passes of each observation point, steps of each optimizer
         for group in graph:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
@@ -199,8 +200,30 @@ class Tracker:
 
     def attach(self) -> None:
         """Install the hooks; a second call does nothing."""
-        if self._handles:
-            return
+        self._attach_to_optimizers()
+        if not self._handles:
+            self._attach_to_layers()
+
+    def detach(self) -> None:
+        """Remove the hooks; what was seen stays."""
+        self._detach(self._handles)
+        self._detach(self._step_handles)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Watch the layers inside the block only, and optimizer steps from then on.
+
+        Between blocks the network carries no hook, so it can be copied, pickled and evaluated unseen.
+        """
+        before = self.attached
+        self.attach()
+        try:
+            yield
+        finally:
+            if not before:
+                self._detach(self._handles)
+
+    def _attach_to_layers(self) -> None:
         for group in self.graph:
             for number, (consumer, axis) in enumerate(group.observers()):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
@@ -211,26 +234,19 @@ class Tracker:
                 axis = next(a for a in group.incoming if a.role == "weight")
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 self._handles.append(producer.register_forward_hook(partial(self._watch_output, group.name, index)))
+
+    def _attach_to_optimizers(self) -> None:
+        if self._step_handles:
+            return
         for number, optimizer in enumerate(self.optimizers):
             hook = partial(self._watch_step, f"optimizer/{number}")
-            self._handles.append(optimizer.register_step_pre_hook(hook))
+            self._step_handles.append(optimizer.register_step_pre_hook(hook))
 
-    def detach(self) -> None:
-        """Remove the hooks; what was seen stays."""
-        for handle in self._handles:
+    @staticmethod
+    def _detach(handles: list[Any]) -> None:
+        for handle in handles:
             handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hooks installed inside the block; those that were there before stay."""
-        before = self.attached
-        self.attach()
-        try:
-            yield
-        finally:
-            if not before:
-                self.detach()
+        handles.clear()
 
     def __enter__(self) -> Tracker:
         self.attach()
