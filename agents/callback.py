@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -207,9 +208,12 @@ class RecycleCallback(BaseCallback):
         """One TensorBoard chart on which all layers' dead-unit curves stand together."""
         formats = [f for f in self.logger.output_formats if isinstance(f, TensorBoardOutputFormat)]
         charts = {
-            f"{network}: {quantity} units": ["Multiline", [f"recycle/{network}/{g.name}/{quantity}" for g in r.graph]]
-            for network, r in self.recyclers.items()
-            for quantity in ("dead", "dormant", "duplicates")
+            f"{network}: {title}": [
+                "Multiline",
+                [f"^{re.escape(f'recycle/{network}/{group.name}/{quantity}')}$" for group in recycler.graph],
+            ]
+            for network, recycler in self.recyclers.items()
+            for quantity, title in (("dead", "dead units"), ("dormant", "dormant units"), ("duplicates", "duplicates"))
         }
         for output in formats:
             output.writer.add_custom_scalars({"recycle": charts})

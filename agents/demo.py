@@ -19,16 +19,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents import plot
 from agents.runs import run_folder
 
+ENV = "DigitsBandit-v1"
+
 SETTINGS: dict[str, tuple[int, str]] = {
     "ppo": (
         102_400,
-        "--env DigitsBandit-v1 --drift permute --change every:10240 --every 1024 --n-envs 8 --num-threads 1 "
+        "--drift permute --change every:10240 --every 1024 --n-envs 8 --num-threads 1 "
         "--hyperparams learning_rate:3e-3 ent_coef:0.01 gamma:0.0 n_steps:128 batch_size:256 n_epochs:10 "
         "--policy-kwargs net_arch:[64,64] activation_fn:relu",
     ),
     "dqn": (
         25_000,
-        "--env DigitsBandit-v1 --env-kwargs images:200 --drift relabel --change every:2500 --every 250 --n-envs 8 "
+        "--env-kwargs images:200 --drift relabel --change every:2500 --every 250 --n-envs 8 "
         "--num-threads 1 --clear-buffer --restart-exploration "
         "--hyperparams learning_rate:3e-3 gamma:0.0 buffer_size:10000 batch_size:64 train_freq:1 gradient_steps:-1 "
         "learning_starts:300 exploration_initial_eps:0.5 exploration_final_eps:0.05 exploration_fraction:0.1 "
@@ -38,12 +40,15 @@ SETTINGS: dict[str, tuple[int, str]] = {
 """Environment steps and options of each algorithm's task; the learning rate is ten times SB3's own for PPO."""
 
 ARMS: dict[str, tuple[str, ...]] = {
+    "none": (),
     "monitor": (),
+    "random": (),
     "split": ("--method-kwargs", "tau:0.025"),
     "mirror": ("--method-kwargs", "tau:0.025"),
     "redo": (),
 }
-"""The plain agent is watched by ``monitor``, which changes nothing; the others recycle what ReDo calls dormant."""
+"""``none`` and ``monitor`` (watched) are plain agents, ``random`` resets as many units as are dead, any units;
+the others recycle what ReDo calls dormant."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Args:
     """Runs at a time, one core each."""
     algos: tuple[str, ...] = tuple(SETTINGS)
     """Which of ppo and dqn to run."""
+    arms: tuple[str, ...] = ("monitor", "split", "mirror", "redo")
+    """Which arms to run: none, monitor, random, split, mirror, redo."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the table and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.demo")
+    for given, known in ((args.algos, SETTINGS), (args.arms, ARMS)):
+        wrong = [word for word in given if word not in known]
+        if wrong:
+            print(f"error: there are {', '.join(known)}, got {', '.join(wrong)}", file=sys.stderr)
+            return 2
     jobs = list(_jobs(args))
     console = Console()
     failures = _run([job for job in jobs if not job.finished], args.workers)
@@ -100,27 +112,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures:
         return 1
     code = plot.main([args.log_folder])
-    console.print(
-        f"\nTensorBoard:  {Path(sys.executable).parent / 'tensorboard'} --logdir {args.log_folder}", soft_wrap=True
-    )
+    board = Path(sys.executable).parent / "tensorboard"
+    console.print(f"\nTensorBoard: {board} --logdir {args.log_folder}", soft_wrap=True)
     return code
 
 
 def _jobs(args: Args) -> Iterator[Job]:
     for seed in range(args.seeds):
         for algo in args.algos:
-            if algo not in SETTINGS:
-                raise SystemExit(f"error: --algos takes {' and '.join(SETTINGS)}, got {algo!r}")
             steps, options = SETTINGS[algo]
-            for method, extra in ARMS.items():
+            for method in args.arms:
                 words = options.split()
                 drift = words[words.index("--drift") + 1]
-                folder = run_folder(
-                    args.log_folder, env="DigitsBandit-v1", drift=[drift], algo=algo, method=method, tag=None, seed=seed
-                )
-                command = (sys.executable, "-m", "agents.train", "--algo", algo, "--method", method, *extra, *words,
-                           "-n", str(steps), "--seed", str(seed), "--log-folder", args.log_folder,
-                           "--overwrite")  # fmt: skip
+                root = args.log_folder
+                folder = run_folder(root, env=ENV, drift=[drift], algo=algo, method=method, tag=None, seed=seed)
+                who = ("--algo", algo, "--env", ENV, "--method", method, *ARMS[method], "--seed", str(seed))
+                where = ("-n", str(steps), "--log-folder", root, "--overwrite")
+                command = (sys.executable, "-m", "agents.train", *who, *words, *where)
                 yield Job(folder, command, steps)
 
 
