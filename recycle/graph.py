@@ -31,7 +31,7 @@ class Axis:
     """Of a consumer: the bias added to its result, where there is one."""
     padded: bool = False
     """Of a consumer: it also reads zeros (padding, an initial state), so a constant unit is not constant to it."""
-    sources: frozenset[tuple[int, int]] = frozenset()
+    sources: frozenset[tuple[int, ...]] = frozenset()
     """Of a consumer: which activations it reads; equal sources see equal values."""
 
     @property
@@ -110,7 +110,7 @@ class UnitGroup:
         Empty where some consumer cannot be watched by a hook (a bare parameter, a recurrent layer): such a
         group is never recycled.
         """
-        seen: set[tuple[int, int]] = set()
+        seen: set[tuple[int, ...]] = set()
         found = []
         for axis in self.outgoing:
             owner, _, leaf = axis.name.rpartition(".")
@@ -124,13 +124,16 @@ class UnitGroup:
             found.append((consumer, axis))
         return found
 
-    def producer(self) -> nn.Module | None:
-        """The layer whose output is the units' pre-activation, if one layer computes it alone."""
-        weights = [a for a in self.incoming if a.role == "weight"]
-        owner, _, leaf = weights[0].name.rpartition(".")
-        layer = self.module.get_submodule(owner)
-        known = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
-        return layer if known and weights[0].span == 1 else None
+    def producers(self) -> list[tuple[nn.Module, Axis]]:
+        """The layers whose outputs are the units' pre-activations, several where branches are summed."""
+        found = []
+        for axis in self.incoming:
+            owner, _, leaf = axis.name.rpartition(".")
+            layer = self.module.get_submodule(owner)
+            known = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
+            if known and axis.role == "weight" and axis.span == 1:
+                found.append((layer, axis))
+        return found
 
 
 class Graph:

@@ -47,7 +47,7 @@ class Columns:
     calls: int = 0
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
-    sources: set[tuple[int, int]] = field(default_factory=set)  # (storage, version) of what was read
+    sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
     values: list[frozenset[int]] = field(default_factory=list)  # which computed values were read, by each call
 
 
@@ -324,7 +324,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         columns.calls += 1
         columns.values.append(self._values.get(_storage(source), frozenset()))
         columns.padded |= padded or self._reads_constants(source)
-        columns.sources.add((_storage(source), self._versions.get(id(source), 0)))
+        place = (source.storage_offset(), *source.shape, *source.stride())
+        columns.sources.add((_storage(source), self._versions.get(id(source), 0), *map(int, place)))
         return columns
 
     def _reads_constants(self, source: Tensor) -> bool:

@@ -6,11 +6,13 @@ by random values that keep units alive, and put back bit by bit.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,20 +113,26 @@ def _heard(groups: Sequence[UnitGroup], calls: Sequence[Call]) -> set[str]:
 
 
 def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> bool:
-    """Whether doubling the units' weights and biases and halving their consumers' changes no output."""
-    with _randomised([group], module) as restore, _Plain():
+    """Whether scaling the units' weights and biases, and their consumers' inversely, changes no output.
+
+    Biases of both signs and large and small factors reach every piece of a piecewise activation.
+    """
+    everything = torch.arange(group.width)
+    with _randomised([group], module, signed=True) as restore, _Plain():
         reference = _outputs(calls)
-        everything = torch.arange(group.width)
-        for axis in group.incoming:
-            if axis.role in ("weight", "bias"):
+        for factor in (2.0**12, 2.0**-12):
+            for axis in group.incoming:
+                if axis.role in ("weight", "bias"):
+                    tensor = group.tensor(axis.name)
+                    axis.write(tensor, everything, axis.read(tensor, everything) * factor)
+            for axis in group.outgoing:
                 tensor = group.tensor(axis.name)
-                axis.write(tensor, everything, axis.read(tensor, everything) * 2)
-        for axis in group.outgoing:
-            tensor = group.tensor(axis.name)
-            axis.write(tensor, everything, axis.read(tensor, everything) / 2)
-        after = _outputs(calls)
-        restore()
-        return _difference(reference, after) <= _tolerance(reference)
+                axis.write(tensor, everything, axis.read(tensor, everything) / factor)
+            change = _difference(reference, _outputs(calls))
+            restore()
+            if change > _tolerance(reference):
+                return False
+        return True
 
 
 def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> str:
@@ -173,8 +181,13 @@ def _silence(group: UnitGroup, units: Tensor) -> None:
 
 
 @contextmanager
-def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Random parameters and per-unit statistics; yields a function that puts the random values back."""
+def _randomised(
+    groups: Sequence[UnitGroup], module: nn.Module, *, signed: bool = False
+) -> Iterator[Callable[[], None]]:
+    """Random parameters and per-unit statistics; yields a function that puts the random values back.
+
+    Biases and gains lie in [.5, 1.5], which keeps units alive; ``signed``: half of the biases are negated.
+    """
     state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
     tensors: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
     tensors += [b for name, b in module.named_buffers() if name in state]
@@ -188,11 +201,13 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[Call
                     draw = torch.randn(tensor.shape, generator=generator, dtype=torch.double) * scale
                 else:
                     draw = torch.rand(tensor.shape, generator=generator, dtype=torch.double) + 0.5
+                    if signed and tensor.requires_grad:
+                        draw.flatten()[::2] *= -1
                 tensor.copy_(draw)
-            random = [t.detach().clone() for t in tensors]
+            values = [t.detach().clone() for t in tensors]
 
             def restore() -> None:
-                for tensor, value in zip(tensors, random, strict=True):
+                for tensor, value in zip(tensors, values, strict=True):
                     tensor.copy_(value)
 
             yield restore
@@ -214,7 +229,9 @@ def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:
 
 
 def _seed() -> None:
-    """As ``torch.manual_seed(0)``, which takes longer than a small network's whole call."""
+    """The same random numbers for every call; ``torch.manual_seed`` alone takes longer than a small network."""
+    random.seed(0)
+    np.random.seed(0)
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(0)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from recycle import metrics
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.methods import Method
-from recycle.surgery import Edit, Init, apply, check, describe
+from recycle.surgery import Edit, Fold, Init, all_or_none, apply, check, describe
 from recycle.track import Stats, Tracker, peak
 
 
@@ -120,10 +120,10 @@ class Recycler:
             target only if it is dead there too, on the latest batch.
         init: how this model initialises, for fresh units.
         generator: source of randomness; None: one of the recycler's own, seeded with 0.
-        warmup: training passes before the first edit.
+        warmup: updates before the first edit.
         cooldown: events for which a unit that was just recycled is left alone.
         cap: largest part of a group's units that one event may recycle, in (0, 1].
-        sample_every: look at every so many training passes.
+        sample_every: statistics look at the passes of every so many updates.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Recycler:
         _check_method(method)
         if warmup < 0 or cooldown < 0 or not 0 < cap <= 1:
             raise ValueError(
-                "a Recycler needs warmup >= 0 (training passes), cooldown >= 0 (events) and 0 < cap <= 1, "
+                "a Recycler needs warmup >= 0 (updates), cooldown >= 0 (events) and 0 < cap <= 1, "
                 f"got warmup={warmup}, cooldown={cooldown}, cap={cap}"
             )
         self.graph = graph
@@ -263,29 +263,29 @@ class Recycler:
         if not stats.finite:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
-            return f"warming up: {self.tracker.passes} of {self.warmup} training passes"
+            return f"warming up: {self.tracker.passes} of {self.warmup} updates"
         missing = [n for n in self.method.needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""
         wanted = list(self.method(group, stats))
-        slots = list(dict.fromkeys(slot for edit in wanted for slot in edit.slots))
-        allowed, note = self._allowed(group, slots)
-        edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
+        held: dict[str, Any] = {"optimizers": self.optimizers, "targets": self.targets}
         try:
-            for edit in edits:
-                check(edit, group, optimizers=self.optimizers, targets=self.targets)
+            for edit in wanted:
+                check(edit, group, **held)
+            allowed, note = self._allowed(group, wanted)
+            edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
+            with all_or_none(group, **held):
+                for edit in edits:
+                    apply(edit, group, **held, generator=self.generator, init=self.init)
         except NotRecyclable as error:
             return [], str(error)
-        for edit in edits:
-            apply(
-                edit, group, optimizers=self.optimizers, targets=self.targets, generator=self.generator, init=self.init
-            )
         return edits, note
 
-    def _allowed(self, group: UnitGroup, slots: list[int]) -> tuple[set[int], str]:
+    def _allowed(self, group: UnitGroup, edits: list[Edit]) -> tuple[set[int], str]:
         """Slots that cooldown, target networks and the cap let through, and what was held back."""
+        slots = list(dict.fromkeys(slot for edit in edits for slot in edit.slots))
         wanted = torch.tensor(slots, dtype=torch.long)
         last = self._recycled_at[group.name][wanted]
         ready = wanted[(last < 0) | (self.events - last > self.cooldown)]
@@ -295,6 +295,8 @@ class Recycler:
             if self._batch is None:
                 return set(), "no batch was seen on which to check the target network"
             highest = torch.stack([peak(group, module, self._batch) for module in soft]).amax(0)
+            folded = [slot for edit in edits if isinstance(edit, Fold) for slot in edit.slots]
+            highest[folded] = torch.inf  # the target's own constant is another one
             dead = ready[highest[ready] == 0]
             notes += [f"{len(ready) - len(dead)} still alive in the target network"] * (len(dead) < len(ready))
             ready = dead
@@ -344,6 +346,7 @@ class Recycler:
             "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
             "generator": self.generator.get_state(),
+            "batch": self._batch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -357,6 +360,7 @@ class Recycler:
         self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self.generator.set_state(state["generator"])
+        self._batch = state["batch"]
 
 
 def _check_method(method: Any) -> None:

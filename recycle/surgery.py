@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -111,7 +112,7 @@ class Fold:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", _ints(self.units))
-        object.__setattr__(self, "means", tuple(float(m) for m in self.means))
+        object.__setattr__(self, "means", tuple(map(float, self.means)))
 
     @property
     def slots(self) -> Sequence[int]:
@@ -165,12 +166,32 @@ def apply(
     if not edit.slots:
         return
     soft = [module for module, tau in targets if tau < 1]
-    if isinstance(edit, Split):
-        _split(edit, group, optimizers, soft, generator)
-    elif isinstance(edit, Reset):
-        _reset(edit, group, optimizers, soft, generator, init)
-    else:
-        _fold(edit, group, optimizers, soft)
+    with all_or_none(group, optimizers, targets):
+        if isinstance(edit, Split):
+            _split(edit, group, optimizers, soft, generator)
+        elif isinstance(edit, Reset):
+            _reset(edit, group, optimizers, soft, generator, init)
+        else:
+            _fold(edit, group, optimizers, soft)
+
+
+@contextmanager
+def all_or_none(
+    group: UnitGroup, optimizers: Sequence[Optimizer] = (), targets: Sequence[tuple[nn.Module, float]] = ()
+) -> Iterator[None]:
+    """Put back everything that edits of ``group`` can change if the block raises, a birth of one's own perhaps."""
+    names = {axis.name for axis in (*group.incoming, *group.outgoing)}
+    names |= {axis.bias for axis in group.outgoing if axis.bias is not None}
+    touched = [tensor_at(module, n) for module in (group.module, *(m for m, tau in targets if tau < 1)) for n in names]
+    touched += [state for n in names for state, _, _ in optimizer_state.states(optimizers, group.tensor(n))]
+    saved = [tensor.detach().clone() for tensor in touched]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in zip(touched, saved, strict=True):
+                tensor.copy_(value)
+        raise
 
 
 # -- refusing ----------------------------------------------------------------------------------------------
@@ -316,7 +337,7 @@ def _split_state(
                 if edit.moments == "fresh":
                     born = torch.full_like(born, fresh)
                 else:
-                    exponent = power * (0.5 if edit.balanced else float(incoming))
+                    exponent = power * (1.0 if axis.role == "gain" else 0.5 if edit.balanced else float(incoming))
                     born = _times(born, rescaled[which] ** power * child**exponent)
                     kept = _times(kept, parent**exponent)
                 axis.write(state, slots, born)

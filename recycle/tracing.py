@@ -70,6 +70,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    held = [(m, dict(m._buffers)) for m in module.modules()]
     still = [m for m in module.modules() if m.training and isinstance(m, _STOCHASTIC)]
     fused = (
         torch._C._get_mkldnn_enabled(),
@@ -89,6 +90,8 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused[2])
         for layer in still:
             layer.training = True
+        for owner, kept in held:
+            owner._buffers.update(kept)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

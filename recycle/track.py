@@ -43,7 +43,7 @@ class Stats:
     weight_gradient: Tensor
     """Mean absolute gradient of the incoming weights at ``optimizer.step()``, NaN where not observed."""
     age: Tensor
-    """Training passes since the unit was last recycled, or since tracking began."""
+    """Updates since the unit was last recycled, or since tracking began."""
     incoming_norm: Tensor
     """L2 norm of the incoming weights."""
     outgoing_norm: Tensor
@@ -68,6 +68,16 @@ class Stats:
     def utility(self) -> Tensor:
         """Mean |activation| times outgoing L1 norm: what the consumers receive of a unit."""
         return self.mean_abs * self.outgoing_norm
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Half precision as single: it counts no further than 2048."""
+    return values.float() if values.element_size() < 4 else values
+
+
+def _largest(seen: list[Tensor], missing: Tensor) -> Tensor:
+    """The largest of several, unit by unit: a unit learns if one of its branches does."""
+    return torch.stack(seen).amax(0) if seen else missing
 
 
 def _cloned(value: Any) -> Any:
@@ -97,6 +107,7 @@ class _Window:
 
     def add(self, act: Tensor) -> None:
         """Add ``act`` of shape ``(values, width)``."""
+        act = _wide(act)
         count = act.shape[0]
         wide = torch.float64 if act.device.type != "mps" else torch.float32
         sums = torch.stack([(act != 0).to(act.dtype).sum(0), act.abs().sum(0), act.sum(0)]).to(wide)
@@ -121,6 +132,9 @@ class _Gradients:
     """Running mean of absolute gradients; passes that are not finite (a loss scaler's overflow) do not count."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.total: Tensor | None = None
         self.count: Tensor | None = None
 
@@ -147,13 +161,13 @@ class _Gradients:
 class Tracker:
     """Hooks that keep a :class:`Stats` window for each group of a graph.
 
-    Only training passes count (gradients enabled and the layer in training mode), and of those every
-    ``sample_every``-th. Use it as a context manager, or :meth:`attach` and :meth:`detach`.
+    Only training passes count (gradients enabled and the layer in training mode), and of those the ones of
+    every ``sample_every``-th update. Use it as a context manager, or :meth:`attach` and :meth:`detach`.
 
     Args:
         graph: what to watch.
         optimizers: their steps are where the gradients of incoming weights are read.
-        sample_every: 1 watches every training pass; 8 costs a few percent of a training step.
+        sample_every: look at the passes of every so many updates; 1 sees all, 8 costs about a percent.
         training_only: False counts every pass, for looking at a network that is not being trained.
     """
 
@@ -166,7 +180,7 @@ class Tracker:
         training_only: bool = True,
     ) -> None:
         if sample_every < 1:
-            raise ValueError(f"sample_every counts training passes and must be at least 1, got {sample_every}")
+            raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
         self.graph = graph
         self.optimizers = tuple(optimizers)
         self.sample_every = sample_every
@@ -174,22 +188,23 @@ class Tracker:
         self.unobserved: dict[str, str] = {}
         """Groups that no hook can watch, and why: they are never recycled."""
         self.passes = 0
-        """Training passes of the busiest layer since tracking began."""
+        """Updates so far: steps of the first optimizer, or training passes where no optimizer was given."""
         self.born: dict[str, Tensor] = {}
         """The pass at which each unit was last recycled, ``(width,)``."""
         self._windows: dict[str, list[_Window]] = {}
-        self._pre: dict[str, _Gradients] = {}
+        self._pre: dict[str, list[_Gradients]] = {}
         self._weights: dict[str, _Gradients] = {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
-        self._calls: dict[str, int] = {}  # training passes of each observation point, steps of each optimizer
+        self._steps = [0] * len(self.optimizers)
         for group in graph:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
             self._windows[group.name] = [_Window(group.width) for _ in points]
-        self.clear()
+            self._pre[group.name] = [_Gradients() for _ in group.producers()]
+            self._weights[group.name] = _Gradients()
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -224,23 +239,23 @@ class Tracker:
                 self._detach(self._handles)
 
     def _attach_to_layers(self) -> None:
+        if not self.optimizers:
+            self._handles.append(self.graph.module.register_forward_pre_hook(self._watch_pass))
         for group in self.graph:
             for number, (consumer, axis) in enumerate(group.observers()):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                hook = partial(self._watch_input, self._windows[group.name][number], index, f"{group.name}/{number}")
+                hook = partial(self._watch_input, self._windows[group.name][number], index)
                 self._handles.append(consumer.register_forward_pre_hook(hook))
-            producer = group.producer()
-            if producer is not None and group.name not in self.unobserved:
-                axis = next(a for a in group.incoming if a.role == "weight")
+            for number, (producer, axis) in enumerate(group.producers()):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                self._handles.append(producer.register_forward_hook(partial(self._watch_output, group.name, index)))
+                hook_out = partial(self._watch_output, self._pre[group.name][number], index)
+                self._handles.append(producer.register_forward_hook(hook_out))
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
             return
         for number, optimizer in enumerate(self.optimizers):
-            hook = partial(self._watch_step, f"optimizer/{number}")
-            self._step_handles.append(optimizer.register_step_pre_hook(hook))
+            self._step_handles.append(optimizer.register_step_pre_hook(partial(self._watch_step, number)))
 
     @staticmethod
     def _detach(handles: list[Any]) -> None:
@@ -255,37 +270,42 @@ class Tracker:
     def __exit__(self, *error: object) -> None:
         self.detach()
 
-    def _due(self, point: str) -> bool:
-        count = self._calls.get(point, 0)
-        self._calls[point] = count + 1
-        return count % self.sample_every == 0
+    def _watch_pass(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.training_only or (module.training and torch.is_grad_enabled()):
+            self.passes += 1
+
+    def _due(self) -> bool:
+        """Whether a pass is sampled. Between two optimizer steps all passes are, or none: layers that are called
+        twice, and accumulated gradients, are seen whole."""
+        done = self.passes if self.optimizers else max(self.passes - 1, 0)
+        return done % self.sample_every == 0
 
     def _counts(self, layer: nn.Module, value: Any) -> bool:
         """Rollouts, evaluations and target networks run without gradients or in evaluation mode."""
         counts = not self.training_only or (layer.training and torch.is_grad_enabled())
         return counts and isinstance(value, Tensor) and value.numel() > 0
 
-    def _watch_input(
-        self, window: _Window, index: Tensor | None, point: str, layer: nn.Module, inputs: tuple[Any, ...]
-    ) -> None:
+    def _watch_input(self, window: _Window, index: Tensor | None, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not self._counts(layer, inputs[0] if inputs else None):
             return
-        due = self._due(point)
-        self.passes = max(self.passes, self._calls[point])
-        if due:
+        if self._due():
             with torch.no_grad():
                 window.add(_per_unit(inputs[0].detach(), layer, index))
 
-    def _watch_output(self, name: str, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._counts(layer, output) and self._due(f"{name}/out") and output.requires_grad:
-            output.register_hook(partial(self._watch_gradient, name, index, layer))
+    def _watch_output(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if self._counts(layer, output) and self._due() and output.requires_grad:
+            output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
-    def _watch_gradient(self, name: str, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
+    def _watch_gradient(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
         with torch.no_grad():
-            self._pre[name].add(_per_unit(gradient.detach(), layer, index).abs().mean(0))
+            seen.add(_per_unit(_wide(gradient.detach()), layer, index).abs().mean(0))
 
-    def _watch_step(self, point: str, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._due(point):
+    def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        step = self._steps[number]
+        self._steps[number] = step + 1
+        if number == 0:
+            self.passes = step + 1
+        if step % self.sample_every:
             return
         held = {id(p) for g in optimizer.param_groups for p in g["params"]}
         with torch.no_grad():
@@ -305,7 +325,8 @@ class Tracker:
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
-            self._pre[group.name], self._weights[group.name] = _Gradients(), _Gradients()
+            for seen in (*self._pre[group.name], self._weights[group.name]):
+                seen.clear()
 
     def latest(self, group: UnitGroup) -> Tensor | None:
         """Up to 256 activations of the latest sampled pass, ``(values, width)``, or None."""
@@ -325,7 +346,7 @@ class Tracker:
         return Stats(
             samples=samples,
             **found,
-            gradient=self._pre[group.name].mean(group.width),
+            gradient=_largest([seen.mean(group.width) for seen in self._pre[group.name]], nan),
             weight_gradient=self._weights[group.name].mean(group.width),
             age=(self.passes - self.born[group.name]).double(),
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
@@ -338,10 +359,10 @@ class Tracker:
         """Everything seen so far, as plain tensors and numbers."""
         return {
             "passes": self.passes,
-            "calls": dict(self._calls),
+            "steps": list(self._steps),
             "born": {k: v.clone() for k, v in self.born.items()},
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
-            "pre": {k: g.state() for k, g in self._pre.items()},
+            "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
             "weights": {k: g.state() for k, g in self._weights.items()},
         }
 
@@ -355,12 +376,13 @@ class Tracker:
         mine = {group.name: group.width for group in self.graph}
         if widths != mine:
             raise ValueError(f"the state was saved for the groups {widths}, this graph has {mine}")
-        self.passes, self._calls = int(state["passes"]), dict(state["calls"])
+        self.passes, self._steps = int(state["passes"]), list(state["steps"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
         for name, windows in self._windows.items():
             for window, saved in zip(windows, state["windows"][name], strict=True):
                 window.load(saved)
-            self._pre[name].load(state["pre"][name])
+            for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
+                seen.load(kept)
             self._weights[name].load(state["weights"][name])
 
 
@@ -434,12 +456,13 @@ def peak(group: UnitGroup, module: nn.Module, inputs: tuple[tuple[Any, ...], dic
         consumer = module.get_submodule(axis.name.rpartition(".")[0])
         index = _columns(axis.index, group.tensor(axis.name), axis.dim)
         handles.append(consumer.register_forward_pre_hook(partial(watch, index)))
-    mode = module.training
+    modes = [(layer, layer.training) for layer in module.modules()]
     try:
         module.eval()
         module(*inputs[0], **inputs[1])
     finally:
-        module.train(mode)
+        for layer, mode in modes:
+            layer.training = mode
         for handle in handles:
             handle.remove()
     return highest

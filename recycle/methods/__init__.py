@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
@@ -26,8 +26,10 @@ from recycle.track import Stats
 class Method(Protocol):
     """What a recycler needs of a method. No base class, no registration."""
 
-    needs: ClassVar[tuple[str, ...]]
-    """Names of the :class:`recycle.track.Stats` fields that it reads."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the :class:`recycle.track.Stats` fields that it reads; a class attribute will do."""
+        ...
 
     def __call__(self, group: Units, stats: Stats) -> Sequence[Edit]:
         """The edits to make now; slots that matter most come first, since a cap may cut the rest."""
@@ -55,7 +57,7 @@ def find(name: str) -> Callable[..., Method]:
         return built_in
     if ":" in name:
         return _imported(name)
-    close = difflib.get_close_matches(name, METHODS, n=1)
+    close = difflib.get_close_matches(name.lower(), METHODS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"no method {name!r}: {hint}there are {', '.join(METHODS)}, or my_module:MyMethod")
 

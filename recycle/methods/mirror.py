@@ -1,11 +1,10 @@
 """Turn each dead unit into the mirror image of a live one: it fires exactly where its parent does not."""
 
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from functools import cache, partial
 
-from recycle.births import mirror
-from recycle.methods.selection import Parent, Units, fold, idle, parents
+from recycle.births import Birth, mirror
+from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
 from recycle.surgery import Edit, Reset
 from recycle.track import Stats
 
@@ -25,9 +24,13 @@ class Mirror:
     parent: Parent = "utility"
     """Which live units are mirrored: by ``utility``, by ``gradient``, or ``random``."""
 
-    needs: ClassVar[tuple[str, ...]] = ("mean_abs", "minimum", "maximum", "outgoing_norm")
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that it reads."""
+        return ("mean_abs", "minimum", "maximum", *NEEDED_BY[self.parent])
 
     def __post_init__(self) -> None:
+        check_parent("mirror", self.parent)
         if not self.tau >= 0 or not self.norm_cap > 0:
             raise ValueError(f"mirror needs tau >= 0 and norm_cap > 0, got tau={self.tau}, norm_cap={self.norm_cap}")
 
@@ -38,5 +41,10 @@ class Mirror:
         slots = slots[: len(chosen)]
         if not len(slots):
             return []
-        birth = mirror if self.norm_cap == 2.0 else partial(mirror, norm_cap=self.norm_cap)
-        return [*fold(group, stats, slots), Reset(slots.tolist(), birth, parents=chosen.tolist())]
+        return [*fold(group, stats, slots), Reset(slots.tolist(), _birth(self.norm_cap), parents=chosen.tolist())]
+
+
+@cache
+def _birth(norm_cap: float) -> Birth:
+    """One and the same object for each cap, so that equal edits compare equal."""
+    return mirror if norm_cap == 2.0 else partial(mirror, norm_cap=norm_cap)

@@ -11,6 +11,18 @@ from recycle.surgery import Fold
 from recycle.track import Stats
 
 Parent = Literal["utility", "gradient", "random"]
+NEEDED_BY: dict[Parent, tuple[str, ...]] = {
+    "utility": ("outgoing_norm",),
+    "gradient": ("weight_gradient",),
+    "random": (),
+}
+"""Statistics that each way of choosing parents reads."""
+
+
+def check_parent(method: str, parent: str) -> None:
+    """Raise a ValueError unless ``parent`` is a way of choosing parents."""
+    if parent not in NEEDED_BY:
+        raise ValueError(f"{method} chooses parents by {', '.join(NEEDED_BY)}, got parent={parent!r}")
 
 
 class Units(Protocol):

@@ -1,9 +1,9 @@
 """Split live units into dead ones: incoming weights duplicated, outgoing weights divided, noise added."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from recycle.methods.selection import Parent, Units, fold, idle, parents
+from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
 from recycle.surgery import Edit, Split
 from recycle.track import Stats
 
@@ -33,9 +33,15 @@ class SplitDead:
     moments: Literal["fresh", "transform"] = "fresh"
     """State of the optimizer for the newborn: its initial value, or what its parent's would have been."""
 
-    needs: ClassVar[tuple[str, ...]] = ("mean_abs", "minimum", "maximum", "outgoing_norm")
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that it reads."""
+        return ("mean_abs", "minimum", "maximum", *NEEDED_BY[self.parent])
 
     def __post_init__(self) -> None:
+        check_parent("split", self.parent)
+        if self.moments not in ("fresh", "transform"):
+            raise ValueError(f"split needs moments 'fresh' or 'transform', got {self.moments!r}")
         if not 0 <= self.share < 1 or not self.noise >= 0 or not self.tau >= 0:
             raise ValueError(
                 "split needs 0 <= share < 1, noise >= 0 and tau >= 0, "
