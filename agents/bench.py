@@ -19,7 +19,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 import recycle
-from agents.callback import RecycleCallback
+from agents.callback import RecycleCallback, build_method
+from agents.command_line import reported
 from agents.networks import networks_of
 from agents.statistics import estimate
 
@@ -41,8 +42,11 @@ class Overhead:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit code."""
     args = tyro.extras.subcommand_cli_from_dict({"overhead": _overhead_args}, args=argv, prog="python -m agents.bench")
+    return reported(lambda: _report(args))
+
+
+def _report(args: Overhead) -> None:
     overhead(args)
-    return 0
 
 
 def _overhead_args(args: Annotated[Overhead, tyro.conf.arg(name="")] = Overhead()) -> Overhead:
@@ -55,6 +59,10 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
 
     The callback's first ``learn`` of a run traces and proves the network, so that is part of what is measured.
     """
+    for name in ("pairs", "steps", "num_threads"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    build_method(args.method)
     torch.set_num_threads(args.num_threads)
     cases: dict[str, Callable[[], BaseAlgorithm]] = {
         f"{name} {width}x{width}": _maker(kind, width)

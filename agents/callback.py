@@ -43,7 +43,7 @@ class RecycleCallback(BaseCallback):
         warmup: environment steps before the first edit; events before it only report.
         cooldown: events for which a unit that was just recycled is left alone.
         cap: largest part of a layer's units that one event may recycle, in (0, 1].
-        sample_every: statistics look at every so many training passes; 1 sees all of them.
+        sample_every: statistics look at the passes of every so many updates; 1 sees all of them.
         include: only these groups (a name stands for all below it); None: all.
         exclude: not these groups.
         edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
@@ -109,14 +109,22 @@ class RecycleCallback(BaseCallback):
                 "model.train has been replaced (rl-zoo's ParallelTrainCallback does that): the weights are then "
                 "changed by another thread, and no moment is safe for an edit. Remove it"
             )
-        if self._owner is self.model:
-            return  # a second learn() with the same callback
-        self._owner = self.model
-        networks = networks_of(self.model)
-        self.recyclers = self._build(networks)
+        self.prepare(self.model)
+
+    def prepare(self, model: BaseAlgorithm) -> None:
+        """Trace the model's networks now, rather than when training begins; a second call does nothing.
+
+        Raises:
+            ValueError: nothing can be recycled in this model, with the reasons.
+        """
+        if self._owner is model:
+            return
+        networks = networks_of(model)
+        self.recyclers = self._build(networks, type(model).__name__)
+        self._owner = model
         self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
-        self._last_event = self.model.num_timesteps
-        self._load()
+        self._last_event = model.num_timesteps
+        self._load(model)
         _say_what_tanh_means(networks)
 
     def _on_training_start(self) -> None:
@@ -136,22 +144,24 @@ class RecycleCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if any(group.samples for r in self.recyclers.values() for group in r.report().groups.values()):
-            self._event({name: r.report() for name, r in self.recyclers.items()}, final=True)
+            self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
         self._save()
         for recycler in self.recyclers.values():
             recycler.detach()
 
     # -- building ------------------------------------------------------------------------------------------
 
-    def _build(self, networks: Sequence[Network]) -> dict[str, Recycler]:
+    def _build(self, networks: Sequence[Network], kind: str) -> dict[str, Recycler]:
         graphs = {network.name: recycle.trace(network.module, *network.calls) for network in networks}
         names = [group.name for graph in graphs.values() for group in graph]
         if not names:
             frozen = "; ".join(f"{name}: {why}" for graph in graphs.values() for name, why in graph.frozen.items())
-            raise ValueError(f"nothing can be recycled in this {type(self.model).__name__}: {frozen or 'no units'}")
+            raise ValueError(f"nothing can be recycled in this {kind}: {frozen or 'it has no hidden units'}")
         found = {}
         for number, network in enumerate(networks):
             graph = graphs[network.name].select(self.include, self.exclude)
+            if not len(graph):
+                raise ValueError(f"include and exclude leave no group of {', '.join(names)}; drop one of them")
             found[network.name] = Recycler(
                 graph,
                 self.method,
@@ -165,12 +175,11 @@ class RecycleCallback(BaseCallback):
 
     # -- an event ------------------------------------------------------------------------------------------
 
-    def _event(self, reports: dict[str, Report], *, final: bool = False) -> None:
+    def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
         for name, report in reports.items():
-            if not final:
-                self._totals[name]["recycled"] += report.recycled
-                self._totals[name]["re_died"] += report.re_died
+            self._totals[name]["recycled"] += report.recycled
+            self._totals[name]["re_died"] += report.re_died
             self._record(name, report)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
@@ -228,13 +237,19 @@ class RecycleCallback(BaseCallback):
             "recyclers": {name: r.state_dict() for name, r in self.recyclers.items()},
         }
 
-    def _load(self) -> None:
-        state = getattr(self.model, "recycle_state", None)
-        if state is None or set(state["recyclers"]) != set(self.recyclers):
+    def _load(self, model: BaseAlgorithm) -> None:
+        state = getattr(model, "recycle_state", None)
+        if state is None:
             return
-        for name, recycler in self.recyclers.items():
-            recycler.load_state_dict(state["recyclers"][name])
-        self._last_event, self._totals = state["last_event"], {k: dict(v) for k, v in state["totals"].items()}
+        try:
+            for name, recycler in self.recyclers.items():
+                recycler.load_state_dict(state["recyclers"][name])
+        except (KeyError, ValueError) as error:
+            warnings.warn(f"the model's recycling state is not used, statistics begin anew: {error}", stacklevel=2)
+            self.recyclers = self._build(networks_of(model), type(model).__name__)
+            return
+        self._last_event = state["last_event"]
+        self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
 def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler]:

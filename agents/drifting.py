@@ -3,79 +3,64 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 
-class OnChange(BaseCallback):
-    """At each task change: empty DQN's replay buffer, begin its exploration again, or both.
+class ClearBuffer(BaseCallback):
+    """At each task change DQN forgets its transitions, and waits for ``learning_starts`` new ones."""
 
-    Args:
-        clear_buffer: forget the transitions of the tasks before, and wait for ``learning_starts`` new ones.
-        restart_exploration: let epsilon fall again from its initial value, over ``exploration_fraction`` of the
-            steps until the next change.
-        changes: lifetime steps at which the task changes; the end of training is the last entry.
-    """
-
-    def __init__(self, *, clear_buffer: bool, restart_exploration: bool, changes: Sequence[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clear_buffer, self.restart_exploration = clear_buffer, restart_exploration
-        self.changes = list(changes)
         self._task = 0
 
     def _init_callback(self) -> None:
         assert isinstance(self.model, DQN)
         self._learning_starts = self.model.learning_starts
-        self._schedule = self.model.exploration_schedule
-
-    def _on_training_start(self) -> None:
-        if self.restart_exploration:
-            self._explore()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         task = max((info.get("drift/task", 0) for info in self.locals.get("infos", ())), default=self._task)
-        if task == self._task:
-            return
-        self._task = task
-        assert isinstance(self.model, DQN)
-        if self.clear_buffer:
+        if task != self._task:
+            self._task = task
+            assert isinstance(self.model, DQN)
             assert self.model.replay_buffer is not None
             self.model.replay_buffer.reset()
             self.model.learning_starts = self.num_timesteps + self._learning_starts
-        if self.restart_exploration:
-            self._explore()
-
-    def _explore(self) -> None:
-        assert isinstance(self.model, DQN)
-        end = next((c for c in self.changes if c > self.num_timesteps), self.changes[-1])
-        span = max(1.0, self.model.exploration_fraction * (end - self.num_timesteps))
-        self.model.exploration_schedule = _Falling(self.model, self.num_timesteps, span)
 
     def _on_training_end(self) -> None:
         assert isinstance(self.model, DQN)
-        self.model.exploration_schedule = self._schedule  # so that a plain DQN.load needs nothing of ours
         self.model.learning_starts = self._learning_starts
 
 
-class _Falling:
-    """Epsilon from its initial to its final value over ``span`` steps from ``start`` on."""
+def restarting_exploration(model: DQN, changes: Sequence[int], steps: int) -> Callable[[float], float]:
+    """Epsilon that falls again from its initial value at each change, as a schedule for SB3.
 
-    def __init__(self, model: DQN, start: int, span: float) -> None:
-        self.model, self.start, self.span = model, start, span
+    It falls over ``exploration_fraction`` of the steps until the next change. Being a partial of ``numpy.interp``,
+    it travels in the model's zip without this package.
 
-    def __call__(self, progress_remaining: float) -> float:
-        done = min(1.0, (self.model.num_timesteps - self.start) / self.span)
-        first, last = self.model.exploration_initial_eps, self.model.exploration_final_eps
-        return float(first + done * (last - first))
+    Args:
+        model: gives the initial and final values and the fraction.
+        changes: lifetime steps at which the task changes.
+        steps: lifetime steps of the whole training.
+    """
+    first, last = model.exploration_initial_eps, model.exploration_final_eps
+    points: list[tuple[float, float]] = []
+    for start, end in pairwise([0, *changes, steps]):
+        points += [(start, first), (start + model.exploration_fraction * (end - start), last), (end - 1e-3, last)]
+    remaining = [1 - step / steps for step, _ in reversed(points)]  # SB3 asks by the share of training that is left
+    return partial(np.interp, xp=remaining, fp=[epsilon for _, epsilon in reversed(points)])
 
 
 class Evaluation(BaseCallback):
@@ -97,6 +82,9 @@ class Evaluation(BaseCallback):
         self.every, self.episodes, self.every_task = every, episodes, every_task
         self._last = 0
         self._task = 0
+
+    def _on_training_start(self) -> None:
+        self._last = min(self._last, self.num_timesteps)
 
     def _on_step(self) -> bool:
         self._task = int(self.locals["infos"][0].get("drift/task", 0))

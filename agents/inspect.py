@@ -21,9 +21,9 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import recycle
+from agents.command_line import pairs, reported
 from agents.envs import make_env
 from agents.networks import Network, networks_of
-from agents.train import pairs
 from recycle import metrics
 from recycle.track import Stats, Tracker
 
@@ -57,12 +57,7 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.inspect")
-    try:
-        show(inspect(args))
-    except (ValueError, TypeError, OSError, ImportError, AssertionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return reported(lambda: show(inspect(args)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +81,16 @@ def inspect(args: Args) -> list[Inspection]:
     """
     if args.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {args.steps}")
+    if args.seed < 0 or args.task < 0:
+        raise ValueError(f"--seed and --task must be 0 or more, got {args.seed} and {args.task}")
+    if args.task and not args.drift:
+        raise ValueError(f"--task {args.task} says which task of a drift to look at; name the drift with --drift")
     for package in args.gym_packages:
         importlib.import_module(package)
     env = _env(args)
     try:
         model = load(args.model, env)
+        model.set_random_seed(args.seed)
         seen = _rollout(model, env, args.steps)
     finally:
         env.close()
@@ -141,7 +141,10 @@ def _env(args: Args) -> VecEnv:
 
     env: VecEnv = DummyVecEnv([build])
     if args.vecnormalize is not None:
-        env = VecNormalize.load(str(args.vecnormalize), env)
+        try:
+            env = VecNormalize.load(str(args.vecnormalize), env)
+        except Exception as error:  # whatever pickle raises
+            raise ValueError(f"{args.vecnormalize} holds no VecNormalize statistics: {error}") from error
         env.training = False
     return env
 

@@ -68,8 +68,7 @@ def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
     batch = observations(model)
     actions = _sample(model.action_space)
     chosen = torch.as_tensor(actions, device=model.device)
-    if isinstance(model.action_space, spaces.Discrete):
-        chosen = chosen.long().flatten()
+    chosen = chosen.long().flatten() if isinstance(model.action_space, spaces.Discrete) else chosen.float()
     init = _Orthogonal(policy) if policy.ortho_init else None
     call = (lambda: policy.evaluate_actions(batch, chosen),)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
             raise FileExistsError(f"{folder} holds no run (no config.yaml), so --overwrite will not delete it")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    write_text(folder / "command.txt", " ".join(["python -m agents.train", *sys.argv[1:]]) + "\n")
+    write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *sys.argv[1:]]) + "\n")
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
 

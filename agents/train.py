@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 
 from agents import runs
 from agents.callback import RecycleCallback
-from agents.drifting import Evaluation, OnChange
+from agents.command_line import did_you_mean, pairs, reported
+from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import make_env, parse
 
 ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN}
@@ -112,21 +112,9 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, and say in one line what was wrong where something was. Returns the exit code."""
+    """Parse and train; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.train")
-    try:
-        folder = train(args)
-    except KeyboardInterrupt:
-        print("interrupted; what was logged so far is kept", file=sys.stderr)
-        return 130
-    except _MISTAKES as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
-
-
-_MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, AssertionError, NotImplementedError)
+    return reported(lambda: print(train(args)))
 
 
 def train(args: Args) -> Path:
@@ -141,6 +129,7 @@ def train(args: Args) -> Path:
         importlib.import_module(package)
     if args.num_threads is not None:
         torch.set_num_threads(args.num_threads)
+    torch.device("cpu" if args.device == "auto" else args.device)  # refuses a name that is none
     folder = runs.run_folder(
         args.log_folder,
         env=args.env,
@@ -157,7 +146,12 @@ def train(args: Args) -> Path:
     try:
         env.reset()  # a NaN at the very start leaves no trace
         model = _model(args, env)
-        callbacks = _callbacks(args, folder, changes)
+        if isinstance(model, DQN) and args.restart_exploration:
+            model.exploration_schedule = restarting_exploration(model, changes[:-1], args.n)
+        callbacks = _callbacks(args, folder)
+        for callback in callbacks:
+            if isinstance(callback, RecycleCallback):
+                callback.prepare(model)
         runs.create(folder, _config(args, model, changes), overwrite=args.overwrite)
         model.set_logger(configure(str(folder), ["csv", "tensorboard", *(["stdout"] if args.verbose else [])]))
         model.learn(args.n, callback=callbacks, progress_bar=args.progress)
@@ -170,7 +164,7 @@ def train(args: Args) -> Path:
 
 def _check(args: Args) -> None:
     if args.algo not in ALGOS:
-        raise ValueError(f"--algo is one of {', '.join(ALGOS)}, got {args.algo!r}{_did_you_mean(args.algo, ALGOS)}")
+        raise ValueError(f"--algo is one of {', '.join(ALGOS)}, got {args.algo!r}{did_you_mean(args.algo, ALGOS)}")
     counts = {"n-timesteps": args.n, "every": args.every, "n-envs": args.n_envs, "eval-episodes": args.eval_episodes}
     for name, value in counts.items():
         if value < 1:
@@ -178,8 +172,23 @@ def _check(args: Args) -> None:
     for name, value in {"eval-freq": args.eval_freq, "save-freq": args.save_freq, "seed": args.seed}.items():
         if value < 0:
             raise ValueError(f"--{name} must be 0 or more, got {value}")
+    if args.num_threads is not None and args.num_threads < 1:
+        raise ValueError(f"--num-threads must be at least 1, got {args.num_threads}")
+    if args.tag is not None and not re.fullmatch(r"[\w.+-]+", args.tag):
+        raise ValueError(f"--tag becomes part of a folder's name: letters, digits, . + - and _ only, got {args.tag!r}")
     if args.algo != "dqn" and (args.clear_buffer or args.restart_exploration):
         raise ValueError("--clear-buffer and --restart-exploration are for dqn: ppo keeps no replay and no epsilon")
+
+
+def _check_observations(space: spaces.Space[Any]) -> None:
+    """SB3 takes a long way to say what it cannot read."""
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    for part in parts:
+        if not isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise ValueError(
+                "stable-baselines3 reads Box, Discrete, MultiDiscrete and MultiBinary observation spaces, and a flat "
+                f"Dict of them, got {space}. Wrap the environment so that it gives one of these"
+            )
 
 
 def _vec_env(args: Args, *, evaluation: bool = False) -> VecEnv:
@@ -212,6 +221,7 @@ def _one_env(
         rank=rank,
         frozen=evaluation,
     )
+    _check_observations(env.observation_space)
     return Monitor(env)
 
 
@@ -221,7 +231,7 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     known = [n for n in inspect.signature(kind.__init__).parameters if n not in _SET_BY_US and n[0] != "_"]
     for name in given:
         if name not in known:
-            raise ValueError(f"{args.algo} has no hyperparameter {name!r}{_did_you_mean(name, known)}")
+            raise ValueError(f"{args.algo} has no hyperparameter {name!r}{did_you_mean(name, known)}")
     policy_kwargs = pairs(args.policy_kwargs)
     if isinstance(policy_kwargs.get("activation_fn"), str):
         policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
@@ -249,16 +259,14 @@ def _policy(space: spaces.Space[Any]) -> str:
 def _activation(name: str) -> type[torch.nn.Module]:
     layers = {k.lower(): v for k, v in vars(torch.nn.modules.activation).items() if isinstance(v, type)}
     if name.lower() not in layers:
-        raise ValueError(f"torch.nn has no activation {name!r}{_did_you_mean(name.lower(), layers)}")
+        raise ValueError(f"torch.nn has no activation {name!r}{did_you_mean(name.lower(), layers)}")
     return layers[name.lower()]
 
 
-def _callbacks(args: Args, folder: Path, changes: Sequence[int]) -> list[BaseCallback]:
+def _callbacks(args: Args, folder: Path) -> list[BaseCallback]:
     found: list[BaseCallback] = [runs.EpisodeLog(folder / "episodes.csv")]
-    if args.clear_buffer or args.restart_exploration:
-        found.append(
-            OnChange(clear_buffer=args.clear_buffer, restart_exploration=args.restart_exploration, changes=changes)
-        )
+    if args.clear_buffer:
+        found.append(ClearBuffer())
     if args.method != "none":
         found.append(
             RecycleCallback(
@@ -295,34 +303,6 @@ def _config(args: Args, model: BaseAlgorithm, changes: Sequence[int]) -> dict[st
     config["policy"] = type(model.policy).__name__
     config["change_points"] = list(changes[:-1])
     return config
-
-
-def pairs(words: Sequence[str]) -> dict[str, Any]:
-    """``["noise:0.1", "parent:random"]`` as ``{"noise": 0.1, "parent": "random"}``.
-
-    Raises:
-        ValueError: a word has no colon.
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        key, colon, value = word.partition(":")
-        if not colon or not key:
-            raise ValueError(f"expected key:value, got {word!r}. Write for example noise:0.01")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
-
-
-def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 if __name__ == "__main__":

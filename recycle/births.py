@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recycle.graph import Axis
+from recycle.graph import Axis, NotRecyclable
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def mirror(newborns: Newborns, *, norm_cap: float = 2.0) -> tuple[Tensor, ...]:
     training breaks.
     """
     if newborns.parents is None:
-        raise ValueError("mirror needs a parent for each unit: got none. Pass Reset(units, birth=mirror, parents=...)")
+        raise NotRecyclable("mirror needs a parent for each unit: pass Reset(units, mirror, parents=...)")
     weights = [i for i, axis in enumerate(newborns.axes) if axis.role == "weight"]
     norm = torch.stack([newborns.parents[i].square().sum((1, 2)) for i in weights]).sum(0).sqrt()
     usual = torch.stack([newborns.fresh[i].square().sum((1, 2)) for i in weights]).sum(0).sqrt().median()

@@ -33,6 +33,8 @@ class Axis:
     """Of a consumer: it also reads zeros (padding, an initial state), so a constant unit is not constant to it."""
     sources: frozenset[tuple[int, ...]] = frozenset()
     """Of a consumer: which activations it reads; equal sources see equal values."""
+    hooked: bool = True
+    """Of a consumer: every use of it in the traced calls went through its layer, where a hook sees it."""
 
     @property
     def span(self) -> int:
@@ -115,11 +117,10 @@ class UnitGroup:
         for axis in self.outgoing:
             owner, _, leaf = axis.name.rpartition(".")
             consumer = self.module.get_submodule(owner)
-            watched = isinstance(consumer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
+            if not (axis.hooked and leaf == "weight" and _plain(consumer)):
+                return []
             if axis.sources <= seen:
                 continue
-            if not watched:
-                return []
             seen |= axis.sources
             found.append((consumer, axis))
         return found
@@ -130,8 +131,7 @@ class UnitGroup:
         for axis in self.incoming:
             owner, _, leaf = axis.name.rpartition(".")
             layer = self.module.get_submodule(owner)
-            known = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
-            if known and axis.role == "weight" and axis.span == 1:
+            if _plain(layer) and leaf == "weight" and axis.role == "weight" and axis.span == 1:
                 found.append((layer, axis))
         return found
 
@@ -197,6 +197,13 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"Graph({len(self)} groups, {sum(g.width for g in self)} units, {len(self.frozen)} frozen)"
+
+
+def _plain(layer: nn.Module) -> bool:
+    """A Linear or convolution whose ``forward`` is torch's own: what its hook sees is what its weight meets."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    own = any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+    return own and "forward" not in vars(layer)
 
 
 def _under(group: str, name: str) -> bool:

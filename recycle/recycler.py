@@ -115,7 +115,8 @@ class Recycler:
     Args:
         graph: what :func:`recycle.trace` found.
         method: decides what to do; see :data:`recycle.METHODS`.
-        optimizers: every optimizer that holds the network's parameters.
+        optimizers: every optimizer that holds the network's parameters. Their steps also tell one update from the
+            next; without any, a loop that runs the network several times an update may be seen in part.
         targets: ``(target network, tau)`` pairs, see :func:`recycle.apply`. A unit is recycled under a Polyak
             target only if it is dead there too, on the latest batch.
         init: how this model initialises, for fresh units.
@@ -211,9 +212,9 @@ class Recycler:
             groups[group.name] = self._report(group, stats, [], self._why_unseen(group, stats))
         return Report(self.events, groups)
 
-    def observe(self) -> Report:
-        """Like :meth:`step` without the edits: report, keep the books, begin a new window."""
-        return self._event(edit=False)
+    def observe(self, *, keep_window: bool = False) -> Report:
+        """Like :meth:`step` without the edits: report, keep the books, begin a new window (or keep this one)."""
+        return self._event(edit=False, keep_window=keep_window)
 
     def step(self) -> Report:
         """Decide and apply, between two updates; then begin a new window.
@@ -223,7 +224,7 @@ class Recycler:
         """
         if self._listening:
             raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
-        return self._event(edit=True)
+        return self._event(edit=True, keep_window=False)
 
     def histograms(self) -> dict[str, Tensor]:
         """Per-unit values of the latest report: ``{"<group>/age": (width,), "<group>/firing_rate": (width,)}``."""
@@ -234,7 +235,7 @@ class Recycler:
                 found[f"{group.name}/firing_rate"] = self._firing[group.name].float()
         return found
 
-    def _event(self, *, edit: bool) -> Report:
+    def _event(self, *, edit: bool, keep_window: bool) -> Report:
         groups, edits = {}, []
         for group in self.graph:
             stats = self.tracker.stats(group, self.generator)
@@ -245,7 +246,8 @@ class Recycler:
             edits += [(group.name, edit) for edit in made]
             groups[group.name] = self._report(group, stats, made, note)
             self._book(group, stats, made)
-        self.tracker.clear()
+        if not keep_window:
+            self.tracker.clear()
         self.events += 1
         return Report(self.events, groups, tuple(edits))
 
@@ -300,7 +302,7 @@ class Recycler:
             dead = ready[highest[ready] == 0]
             notes += [f"{len(ready) - len(dead)} still alive in the target network"] * (len(dead) < len(ready))
             ready = dead
-        most = max(1, math.floor(self.cap * group.width))
+        most = max(1, math.floor(self.cap * group.width + 1e-9))
         notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
         return set(ready[:most].tolist()), "; ".join(notes)
 

@@ -416,7 +416,7 @@ def _relabel(labels: UnitLabels, value: Any) -> Any:
         return torch.zeros(value.shape, dtype=torch.int64, device=value.device) if known is None else known.clone()
     if isinstance(value, (list, tuple)):
         return [_relabel(labels, v) for v in value]
-    return value
+    return NONE  # a number
 
 
 def _index_put(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:

@@ -130,11 +130,13 @@ Edit: TypeAlias = Split | Reset | Fold
 
 def describe(edit: Edit) -> dict[str, Any]:
     """The edit as plain numbers and strings, for JSON."""
-    fields = {k: v for k, v in asdict(edit).items() if v is not None}
-    if "birth" in fields:
-        birth = fields["birth"]
-        fields["birth"] = getattr(birth, "__name__", None) or getattr(birth, "func", birth).__name__
-    return {"edit": type(edit).__name__, **fields}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(edit).items() if v is not None}
+    if "birth" in values:
+        birth = values["birth"]
+        options = ", ".join(f"{k}={v}" for k, v in getattr(birth, "keywords", {}).items())
+        named = getattr(birth, "func", birth)
+        values["birth"] = getattr(named, "__name__", type(named).__name__) + (f"({options})" if options else "")
+    return {"edit": type(edit).__name__, **values}
 
 
 @torch.no_grad()
@@ -243,6 +245,8 @@ def _refuse_split(edit: Split, group: UnitGroup) -> None:
         raise NotRecyclable(f"group {group.name!r} cannot be widened: {group.why_fixed}. Pass into=(slots)")
     if not 0 <= edit.share < 1:
         raise NotRecyclable(f"Split needs 0 <= share < 1, got share={edit.share}")
+    if edit.balanced and not edit.share:
+        raise NotRecyclable("a balanced Split needs share > 0: at 0 the newborn is all zeros and can never learn")
     if not 0 <= edit.noise < float("inf"):
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
     if edit.moments not in ("fresh", "transform"):

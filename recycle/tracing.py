@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,15 +39,16 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
     with _undisturbed(module):
         labels = UnitLabels(module, RULES, MOVES)
+        uses: Counter[str] = Counter()
         for call in calls:
             try:
-                with torch.no_grad(), labels:
+                with torch.no_grad(), labels, _counting(module, uses):
                     result = call()
             except Exception as error:
                 raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
             for tensor in returned(result):
                 labels.freeze(labels.of(tensor), _OUTPUT, override=True)
-        groups, frozen = _groups(module, labels)
+        groups, frozen = _groups(module, labels, uses)
         for group in groups:
             group.prove_homogeneous = _Homogeneity(module, calls)
         failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
@@ -102,13 +105,29 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+@contextmanager
+def _counting(module: nn.Module, uses: Counter[str]) -> Iterator[None]:
+    """Count how often each layer is called as a layer, rather than its weight used directly."""
+
+    def count(name: str, layer: nn.Module, inputs: Any) -> None:
+        uses[name] += 1
+
+    handles = [layer.register_forward_pre_hook(partial(count, name)) for name, layer in module.named_modules()
+               if hasattr(layer, "weight")]  # fmt: skip
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 _STOCHASTIC = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
 
 
 # -- from labels to groups ---------------------------------------------------------------------------------
 
 
-def _groups(module: nn.Module, labels: UnitLabels) -> tuple[list[UnitGroup], dict[str, str]]:
+def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> tuple[list[UnitGroup], dict[str, str]]:
     """Units with the same places in the same tensors form a group."""
     roots = labels.units
     reasons = _by_root(labels.frozen, roots)
@@ -132,7 +151,7 @@ def _groups(module: nn.Module, labels: UnitLabels) -> tuple[list[UnitGroup], dic
         members = units[kind_of == k]
         axes = [(key, _index(vector, members), made) for key, vector, made in entries if (vector == members[0]).any()]
         incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
-        outgoing = tuple(_consumer(module, key, index, labels) for key, index, made in axes if not made)
+        outgoing = tuple(_consumer(module, key, index, labels, uses) for key, index, made in axes if not made)
         if not any(axis.role == "weight" for axis in incoming):
             continue
         name = _name(module, incoming, set(frozen) | {g.name for g in groups})
@@ -232,7 +251,9 @@ def _index(vector: Tensor, members: Tensor) -> Tensor:
     return place[order].reshape(len(members), -1)
 
 
-def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, labels: UnitLabels) -> Axis:
+def _consumer(
+    module: nn.Module, key: tuple[str, int], index: Tensor, labels: UnitLabels, uses: Mapping[str, int]
+) -> Axis:
     name, dim = key
     columns = labels.columns[key]
     owner, _, leaf = name.rpartition(".")
@@ -244,7 +265,8 @@ def _consumer(module: nn.Module, key: tuple[str, int], index: Tensor, labels: Un
         whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]
         alone = sum(columns.biases[0] in other.biases for other in labels.columns.values()) == 1
         bias = columns.biases[0] if whole and alone and held.requires_grad else None
-    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources))
+    hooked = uses.get(name.rpartition(".")[0], 0) == columns.calls
+    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked)
 
 
 def _name(module: nn.Module, incoming: Sequence[Axis], taken: set[str]) -> str:

@@ -39,7 +39,9 @@ class Stats:
     minimum: Tensor
     maximum: Tensor
     gradient: Tensor
-    """Mean absolute gradient of the loss at the pre-activation; 0 for a dead ReLU, NaN where not observed."""
+    """Mean absolute gradient of the loss at the pre-activation; 0 for a dead ReLU, NaN where not observed.
+
+    Each sampled pass counts the same. Under a loss scaler it carries the scale."""
     weight_gradient: Tensor
     """Mean absolute gradient of the incoming weights at ``optimizer.step()``, NaN where not observed."""
     age: Tensor
@@ -197,6 +199,8 @@ class Tracker:
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._steps = [0] * len(self.optimizers)
+        self._root_calls = 0
+        self._calls: dict[object, int] = {}  # by observation point, where neither steps nor root calls tell updates
         for group in graph:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
             points = group.observers()
@@ -245,7 +249,7 @@ class Tracker:
             for number, (consumer, axis) in enumerate(group.observers()):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 hook = partial(self._watch_input, self._windows[group.name][number], index)
-                self._handles.append(consumer.register_forward_pre_hook(hook))
+                self._handles.append(consumer.register_forward_pre_hook(hook, with_kwargs=True))
             for number, (producer, axis) in enumerate(group.producers()):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 hook_out = partial(self._watch_output, self._pre[group.name][number], index)
@@ -272,28 +276,36 @@ class Tracker:
 
     def _watch_pass(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not self.training_only or (module.training and torch.is_grad_enabled()):
-            self.passes += 1
+            self._root_calls += 1
+            self.passes = max(self.passes, self._root_calls)
 
-    def _due(self) -> bool:
+    def _due(self, point: object) -> bool:
         """Whether a pass is sampled. Between two optimizer steps all passes are, or none: layers that are called
         twice, and accumulated gradients, are seen whole."""
-        done = self.passes if self.optimizers else max(self.passes - 1, 0)
-        return done % self.sample_every == 0
+        if self.optimizers:
+            return self.passes % self.sample_every == 0
+        if self._root_calls:
+            return (self._root_calls - 1) % self.sample_every == 0
+        count = self._calls.get(point, 0)  # an entry point other than forward
+        self._calls[point] = count + 1
+        self.passes = max(self.passes, count + 1)
+        return count % self.sample_every == 0
 
     def _counts(self, layer: nn.Module, value: Any) -> bool:
         """Rollouts, evaluations and target networks run without gradients or in evaluation mode."""
         counts = not self.training_only or (layer.training and torch.is_grad_enabled())
         return counts and isinstance(value, Tensor) and value.numel() > 0
 
-    def _watch_input(self, window: _Window, index: Tensor | None, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self._counts(layer, inputs[0] if inputs else None):
-            return
-        if self._due():
+    def _watch_input(
+        self, window: _Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        act = args[0] if args else kwargs.get("input")
+        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             with torch.no_grad():
-                window.add(_per_unit(inputs[0].detach(), layer, index))
+                window.add(_per_unit(act.detach(), layer, index))
 
     def _watch_output(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._counts(layer, output) and self._due() and output.requires_grad:
+        if self._counts(layer, output) and self._due(seen) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
     def _watch_gradient(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
@@ -360,6 +372,7 @@ class Tracker:
         return {
             "passes": self.passes,
             "steps": list(self._steps),
+            "root_calls": self._root_calls,
             "born": {k: v.clone() for k, v in self.born.items()},
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
@@ -377,6 +390,7 @@ class Tracker:
         if widths != mine:
             raise ValueError(f"the state was saved for the groups {widths}, this graph has {mine}")
         self.passes, self._steps = int(state["passes"]), list(state["steps"])
+        self._root_calls = int(state["root_calls"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
         for name, windows in self._windows.items():
             for window, saved in zip(windows, state["windows"][name], strict=True):

@@ -250,13 +250,13 @@ def test_a_layer_called_twice_in_a_pass_is_seen_both_times() -> None:
 
 def test_half_precision_activations_are_counted_exactly() -> None:
     net = hand_set(1.0, 1.0).bfloat16()
-    x = torch.ones(299, 1, dtype=torch.bfloat16)
+    x = torch.ones(300, 1, dtype=torch.bfloat16)
     x[0] = -1
     graph = recycle.trace(net, lambda: net(x))
     with Tracker(graph, sample_every=1) as tracker:
         net(x)
-    assert tracker.stats(graph["0"]).firing_rate.tolist() == pytest.approx([298 / 299] * 2, abs=1e-12)
-    assert tracker.stats(graph["0"]).mean.tolist() == pytest.approx([298 / 299] * 2, abs=1e-12)
+    assert tracker.stats(graph["0"]).firing_rate.tolist() == pytest.approx([299 / 300] * 2, abs=1e-12)
+    assert tracker.stats(graph["0"]).mean.tolist() == pytest.approx([299 / 300] * 2, abs=1e-12)
 
 
 def test_float16_sums_do_not_overflow() -> None:
@@ -481,26 +481,35 @@ def test_passes_that_are_not_sampled_cost_no_operation() -> None:
 
 
 def test_attaching_twice_hooks_once_and_detaching_leaves_none() -> None:
-    def hooks() -> int:
+    def hooks() -> tuple[int, int]:
         layers = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
-        return layers + len(optimizer._optimizer_step_pre_hooks)
+        return layers, len(optimizer._optimizer_step_pre_hooks)
 
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     graph = recycle.trace(net, lambda: net(BATCHES[0]))
     tracker = Tracker(graph, optimizers=[optimizer], sample_every=1)
-    assert hooks() == 0
+    assert hooks() == (0, 0)
     tracker.attach()
-    once = hooks()
     tracker.attach()
     with tracker.listening():
-        assert hooks() == once == 3
-    assert hooks() == once
+        assert hooks() == (2, 1)
+    assert hooks() == (2, 1)  # those that were there before the block stay
     tracker.detach()
-    assert (hooks(), tracker.attached) == (0, False)
+    assert (hooks(), tracker.attached) == ((0, 0), False)
     with tracker.listening():
-        assert hooks() == once
-    assert hooks() == 0
+        assert hooks() == (2, 1)
+    assert hooks() == (0, 1)  # optimizer.step() may stand outside the block
+    tracker.detach()
+    assert hooks() == (0, 0)
+
+
+def test_a_consumer_that_is_called_by_keyword_is_seen() -> None:
+    net = built(lambda: Wire(lambda m, x: m.out(input=F.relu(m.fc(x))), fc=nn.Linear(3, 4), out=nn.Linear(4, 2)))
+    graph = recycle.trace(net, lambda: net(BATCHES[0]))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(BATCHES[0])
+    agrees(tracker.stats(graph["fc"]), F.relu(net.fc(BATCHES[0])).detach().numpy())
 
 
 def test_groups_whose_consumers_no_hook_sees_are_named() -> None:

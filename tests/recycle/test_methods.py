@@ -1,0 +1,325 @@
+"""Who is chosen, in which order, and into what: on statistics written by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import recycle
+from recycle import Fold, Reset, Split
+from recycle.births import mirror
+from recycle.methods import METHODS, find
+from recycle.methods.mirror import Mirror
+from recycle.methods.monitor import Monitor
+from recycle.methods.random import Random
+from recycle.methods.redo import ReDo
+from recycle.methods.split import SplitDead
+from recycle.track import Stats
+
+METHOD_FILE = '''
+"""Fill units that stopped learning with halves of the busiest ones."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from recycle import Edit, Split
+
+
+@dataclass(frozen=True)
+class Reseed:
+    """Split the busiest units into those whose gradient has vanished."""
+
+    tau: float = 0.01
+    maturity: int = 1_000
+
+    needs: ClassVar[tuple[str, ...]] = ("mean_abs", "gradient", "age")
+
+    def __call__(self, group, stats) -> list[Edit]:
+        share = stats.gradient / stats.gradient.mean().clamp_min(1e-12)
+        idle = (share <= self.tau) & (stats.age >= self.maturity)
+        idle = idle.nonzero().flatten()[: group.width // 2]
+        busy = stats.mean_abs.topk(len(idle)).indices
+        return [Split(busy, into=idle)] if len(idle) else []
+'''
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All that a method may see of a group."""
+
+    width: int
+    name: str = "layer"
+    homogeneous: bool = True
+    why_not_foldable: str = ""
+
+
+def made(samples: int = 10, seed: int = 0, **given: list[float]) -> Stats:
+    """Statistics by hand; what is not given is zero."""
+    width = len(next(iter(given.values())))
+    names = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum", "gradient", "weight_gradient", "age",
+             "incoming_norm", "outgoing_norm")  # fmt: skip
+    values = dict.fromkeys(names, [0.0] * width) | given
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {k: torch.tensor(v, dtype=torch.double) for k, v in values.items()}
+    return Stats(samples=samples, generator=generator, **tensors)
+
+
+# units 1 and 4 are dead; of the live ones, utility = mean |a| x outgoing: 2, 12, 6, 1
+DEAD = made(
+    mean=[1, 0, 3, 2, 0, 1],
+    mean_abs=[1, 0, 3, 2, 0, 1],
+    minimum=[0, 0, 0, 0, 0, 0],
+    maximum=[2, 0, 6, 4, 0, 2],
+    outgoing_norm=[2, 9, 4, 3, 9, 1],
+    weight_gradient=[0.1, 0, 0.2, 0.9, 0, 0.5],
+)
+HEALTHY = made(mean=[1, 1, 1], mean_abs=[1, 1, 1], minimum=[0, 0, 0], maximum=[2, 2, 2], outgoing_norm=[1, 1, 1])
+
+
+def test_the_built_in_methods() -> None:
+    assert {"monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo} == METHODS
+    assert all(find(name)().needs is not None for name in METHODS)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_nothing_dead_means_no_edit(name: str) -> None:
+    assert find(name)()(Layer(3), HEALTHY) == []
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_methods_are_values(name: str) -> None:
+    assert find(name)() == find(name)()
+    with pytest.raises(FrozenInstanceError):
+        find(name)().needs = ()
+
+
+# ---------------------------------------------------------------- monitor, random
+
+
+def test_monitor_leaves_dead_units_dead() -> None:
+    assert Monitor()(Layer(6), DEAD) == []
+    assert Monitor().needs == ()
+
+
+def test_random_resets_as_many_as_are_dead_or_as_asked() -> None:
+    (edit,) = Random()(Layer(6), DEAD)
+    assert isinstance(edit, Reset) and len(set(edit.units)) == 2 and edit.birth is None
+    (edit,) = Random(count=4)(Layer(6), DEAD)
+    assert len(set(edit.units)) == 4 and set(edit.units) <= set(range(6))
+    (edit,) = Random(count=99)(Layer(6), DEAD)
+    assert sorted(edit.units) == [0, 1, 2, 3, 4, 5]
+    assert Random(count=0)(Layer(6), DEAD) == []
+
+
+def test_random_draws_from_the_window_s_generator_and_hits_live_units_too() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    draws = [Random()(Layer(6), made(seed=s, minimum=[0] * 6, maximum=[1, 0, 1, 1, 0, 1])) for s in (1, 1, *range(30))]
+    assert draws[0] == draws[1]
+    assert {unit for (edit,) in draws for unit in edit.units} == set(range(6))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---------------------------------------------------------------- redo
+
+
+def test_redo_resets_dormant_units_the_deadest_first() -> None:
+    stats = made(mean_abs=[1.0, 0.02, 0.0, 2.96, 0.02, 2.0])  # mean 1: scores are the values
+    assert ReDo()(Layer(6), stats) == [Reset([2, 1, 4])]
+    assert ReDo(tau=0.0)(Layer(6), stats) == [Reset([2])]
+    assert ReDo(tau=1.0)(Layer(6), stats) == [Reset([2, 1, 4, 0])]
+
+
+def test_redo_scores_are_relative_to_the_layers_mean_not_its_sum() -> None:
+    stats = made(mean_abs=[0.1, 1.9])  # over the mean: .1 and 1.9; over the sum: .05 and .95
+    assert ReDo(tau=0.06)(Layer(2), stats) == []
+    assert ReDo(tau=0.1)(Layer(2), stats) == [Reset([0])]
+
+
+def test_redo_of_a_layer_that_is_wholly_dead() -> None:
+    assert ReDo(tau=0.0)(Layer(3), made(mean_abs=[0, 0, 0])) == [Reset([0, 1, 2])]
+
+
+# ---------------------------------------------------------------- split and mirror
+
+
+def test_split_pairs_dead_units_with_the_most_useful_live_ones() -> None:
+    assert SplitDead()(Layer(6), DEAD) == [Split([2, 3], into=[1, 4], noise=0.1)]
+
+
+@pytest.mark.parametrize(("by", "best"), [("utility", [2, 3]), ("gradient", [3, 5])])
+def test_parents_by_utility_or_by_gradient(by: Any, best: list[int]) -> None:
+    (edit,) = SplitDead(parent=by)(Layer(6), DEAD)
+    assert edit.parents == tuple(best)
+    (edit,) = Mirror(parent=by)(Layer(6), DEAD)
+    assert edit == Reset([1, 4], mirror, parents=best)
+
+
+def test_random_parents_are_live_and_distinct() -> None:
+    stats = [made(seed=s, mean_abs=[1, 0, 1, 1, 0, 1], maximum=[1, 0, 1, 1, 0, 1]) for s in range(30)]
+    drawn = [SplitDead(parent="random")(Layer(6), s)[0] for s in stats]
+    assert all(len(set(edit.parents)) == 2 for edit in drawn)
+    assert {p for edit in drawn for p in edit.parents} == {0, 2, 3, 5}
+
+
+def test_split_passes_its_options_on() -> None:
+    method = SplitDead(share=0.3, noise=0.0, rescale=True, balanced=True, moments="transform")
+    expected = Split([2, 3], into=[1, 4], share=0.3, rescale=True, balanced=True, moments="transform")
+    assert method(Layer(6), DEAD) == [expected]
+
+
+def test_scaling_is_left_out_where_it_would_be_wrong() -> None:
+    method = SplitDead(rescale=True, balanced=True, noise=0.0)
+    assert method(Layer(6, homogeneous=False), DEAD) == [Split([2, 3], into=[1, 4])]
+
+
+@pytest.mark.parametrize("name", ["split", "mirror"])
+def test_each_parent_is_used_once_and_the_rest_waits(name: str) -> None:
+    stats = made(mean_abs=[0, 0, 0, 1], minimum=[0] * 4, maximum=[0, 0, 0, 2], outgoing_norm=[1] * 4)
+    (edit,) = find(name)()(Layer(4), stats)
+    assert (list(edit.slots), list(edit.parents)) == ([0], [3])
+
+
+@pytest.mark.parametrize("name", ["split", "mirror"])
+def test_a_layer_that_is_wholly_dead_has_no_parents(name: str) -> None:
+    assert find(name)()(Layer(3), made(mean_abs=[0, 0, 0])) == []
+
+
+@pytest.mark.parametrize("name", ["split", "mirror"])
+def test_a_constant_that_is_not_zero_is_folded_first(name: str) -> None:
+    stats = made(mean=[0.5, 1, 0], mean_abs=[0.5, 1, 0], minimum=[0.5, 0, 0], maximum=[0.5, 2, 0],
+                 outgoing_norm=[1, 1, 1])  # fmt: skip
+    stats_two_live = made(mean=[0.5, 1, 0, 1], mean_abs=[0.5, 1, 0, 1], minimum=[0.5, 0, 0, 0], maximum=[0.5, 2, 0, 2],
+                          outgoing_norm=[1, 1, 1, 2])  # fmt: skip
+    edits = find(name)()(Layer(4), stats_two_live)
+    assert edits[0] == Fold([0], [0.5])
+    assert [list(e.slots) for e in edits] == [[0], [2, 0]]  # the unit that is zero comes first
+    assert find(name)()(Layer(3), stats)[-1].slots == (2,)
+
+
+@pytest.mark.parametrize("name", ["split", "mirror"])
+def test_a_constant_that_cannot_be_folded_is_left_alone(name: str) -> None:
+    stats = made(mean=[0.5, 1, 0, 1], mean_abs=[0.5, 1, 0, 1], minimum=[0.5, 0, 0, 0], maximum=[0.5, 2, 0, 2],
+                 outgoing_norm=[1, 1, 1, 2])  # fmt: skip
+    (edit,) = find(name)()(Layer(4, why_not_foldable="no bias"), stats)
+    assert list(edit.slots) == [2]
+
+
+@pytest.mark.parametrize("name", ["split", "mirror"])
+def test_tau_takes_dormant_units_too_after_the_dead_ones(name: str) -> None:
+    stats = made(mean=[0.01, 0, 1.99, 2], mean_abs=[0.01, 0, 1.99, 2], minimum=[0] * 4, maximum=[0.1, 0, 4, 4],
+                 outgoing_norm=[1] * 4)  # fmt: skip
+    assert list(find(name)()(Layer(4), stats)[-1].slots) == [1]
+    edits = find(name)(tau=0.025)(Layer(4), stats)
+    assert edits[0] == Fold([0], [0.01])  # what it said on average stays
+    assert list(edits[1].slots) == [1, 0]
+    assert list(edits[1].parents) == [3, 2]
+
+
+def test_a_dormant_unit_is_never_the_parent_of_another() -> None:
+    stats = made(mean_abs=[0.01, 0.0, 3.0], minimum=[0] * 3, maximum=[0.1, 0, 4], outgoing_norm=[99, 1, 1])
+    (*_, edit) = SplitDead(tau=0.025)(Layer(3), stats)
+    assert (edit.parents, edit.into) == ((2,), (1,))
+
+
+def test_mirror_with_another_cap_hands_it_to_the_birth() -> None:
+    (edit,) = Mirror(norm_cap=3.0)(Layer(6), DEAD)
+    assert isinstance(edit.birth, partial) and edit.birth.keywords == {"norm_cap": 3.0}
+
+
+@pytest.mark.parametrize("cap", [2.0, 3.0])
+def test_equal_decisions_compare_equal(cap: float) -> None:
+    assert Mirror(norm_cap=cap)(Layer(6), DEAD) == Mirror(norm_cap=cap)(Layer(6), DEAD)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SplitDead(share=1.0), "0 <= share < 1, .*got share=1.0"),
+        (lambda: SplitDead(noise=-0.1), "noise >= 0 .*noise=-0.1"),
+        (lambda: SplitDead(noise=math.nan), "noise=nan"),
+        (lambda: SplitDead(tau=-1), "tau >= 0, got .*tau=-1"),
+        (lambda: SplitDead(parent="best"), "best"),  # type: ignore[arg-type]
+        (lambda: SplitDead(moments="zero"), "zero"),  # type: ignore[arg-type]
+        (lambda: Mirror(norm_cap=0.0), "norm_cap > 0, got .*norm_cap=0.0"),
+        (lambda: Mirror(tau=math.nan), "tau=nan"),
+        (lambda: Mirror(parent="best"), "best"),  # type: ignore[arg-type]
+        (lambda: ReDo(tau=-0.1), "tau >= 0, got tau=-0.1"),
+        (lambda: ReDo(tau=math.inf), "got tau=inf"),
+        (lambda: Random(count=-1), "count >= 0 units, got count=-1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_the_method_is_made(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------- by name
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("spilt", "split"), ("miror", "mirror"), ("rdo", "redo"),
+                                              ("ReDo", "redo"), ("Split", "split")])  # fmt: skip
+def test_did_you_mean(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError, match=f"no method '{wrong}': did you mean '{right}'\\?"):
+        find(wrong)
+
+
+def test_a_name_like_no_other_lists_them_all() -> None:
+    with pytest.raises(ValueError, match=r"no method 'xyz': there are monitor, random, split, mirror, redo, or my_mo"):
+        find("xyz")
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Reseed", "math:Reseed", "math:pi", ":Reseed", "math:"])
+def test_a_module_without_that_class_is_one_clear_error(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no method '{name}'"):
+        find(name)
+
+
+def test_a_method_of_thirty_lines_in_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_reseed.py").write_text(METHOD_FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    method = find("my_reseed:Reseed")
+    stats = made(gradient=[0, 1, 1, 1], mean_abs=[0, 1, 3, 2], age=[9_999] * 4)
+    assert method()(Layer(4), stats) == [Split([2], into=[0])]
+    assert method(maturity=10_000)(Layer(4), stats) == []
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.randn(16, 2, dtype=torch.double)
+    with torch.no_grad():
+        net[0].bias[2] = -1e3
+    adam = torch.optim.Adam(net.parameters())
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), method(maturity=1), optimizers=[adam])
+    with recycler.listening():
+        net(x).square().mean().backward()
+    adam.step()
+    before = net(x)
+    report = recycler.step()
+    ((name, edit),) = report.edits
+    assert (name, edit.into, report.recycled) == ("0", (2,), 1)
+    assert torch.equal(net[0].weight[2], net[0].weight[edit.parents[0]])
+    torch.testing.assert_close(net(x), before, rtol=1e-14, atol=1e-14)
+
+
+def test_a_plain_function_with_needs_is_a_method_too() -> None:
+    def worst(group: Any, stats: Stats) -> list[Any]:
+        return [Reset([int(stats.mean_abs.argmin())])]
+
+    worst.needs = ("mean_abs",)  # type: ignore[attr-defined]
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.ones(3, 2, dtype=torch.double)
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.copy_(torch.tensor([1.0, 2.0, -1.5, 4.0]))
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), worst)
+    with recycler.listening():
+        net(x)
+    assert recycler.step().edits == (("0", Reset([2])),)
