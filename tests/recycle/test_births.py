@@ -81,7 +81,7 @@ def test_mirror_behind_a_batchnorm_negates_the_mean_and_keeps_gain_and_variance(
 
 
 def test_mirror_without_parents_says_what_to_pass() -> None:
-    with pytest.raises(ValueError, match=r"mirror needs a parent for each unit: got none. Pass Reset\(units, birth="):
+    with pytest.raises(ValueError, match=r"mirror needs a parent for each unit: pass Reset\(units, mirror"):
         mirror(Newborns((ROWS,), (elements([1, 2]),), None))
 
 

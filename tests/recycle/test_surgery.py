@@ -158,9 +158,9 @@ def test_edits_take_any_sequence_of_integers_and_compare() -> None:
 
 
 def test_an_edit_becomes_plain_numbers() -> None:
-    assert describe(Fold([1], [0.5])) == {"edit": "Fold", "units": (1,), "means": (0.5,)}
+    assert describe(Fold([1], [0.5])) == {"edit": "Fold", "units": [1], "means": [0.5]}
     assert describe(Split([0], into=[2])) == {
-        "edit": "Split", "parents": (0,), "into": (2,), "share": 0.5, "noise": 0.0,
+        "edit": "Split", "parents": [0], "into": [2], "share": 0.5, "noise": 0.0,
         "balanced": False, "rescale": False, "moments": "fresh",
     }  # fmt: skip
 
