@@ -25,7 +25,8 @@ from agents.command_line import pairs, reported
 from agents.envs import make_env
 from agents.networks import Network, networks_of
 from recycle import metrics
-from recycle.track import Stats, Tracker
+from recycle.stats import Stats
+from recycle.track import Tracker
 
 
 @dataclass(frozen=True)

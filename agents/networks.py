@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recycle.surgery import Init
+from recycle.fresh import Init
 
 _BATCH = 8
 """Observations in a traced call."""

@@ -6,11 +6,10 @@ import csv
 import os
 import shlex
 import shutil
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -26,8 +25,8 @@ def run_folder(
     return Path(root) / task / arm / str(seed)
 
 
-def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the folder of a new run and write ``command.txt`` and ``config.yaml``.
+def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *, overwrite: bool) -> None:
+    """Make the folder of a new run and write ``command.txt`` (from the words typed) and ``config.yaml``.
 
     Raises:
         FileExistsError: something is there already and ``overwrite`` is False, or it is no run's folder.
@@ -42,7 +41,7 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
             raise FileExistsError(f"{folder} holds no run (no config.yaml), so --overwrite will not delete it")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *sys.argv[1:]]) + "\n")
+    write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *words]) + "\n")
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
 
@@ -71,6 +70,7 @@ class EpisodeLog(BaseCallback):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._file: TextIO | None = None
 
     def _on_training_start(self) -> None:
         self._file = self.path.open("a", newline="", encoding="utf-8")
@@ -91,7 +91,10 @@ class EpisodeLog(BaseCallback):
             self.logger.record("drift/task", int(infos[0]["drift/task"]), exclude=("stdout", "log"))
 
     def _on_rollout_start(self) -> None:
-        self._file.flush()
+        if self._file is not None:
+            self._file.flush()
 
-    def _on_training_end(self) -> None:
-        self._file.close()
+    def close(self) -> None:
+        """Write what is left; training may have ended in an error."""
+        if self._file is not None:
+            self._file.close()

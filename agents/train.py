@@ -114,11 +114,13 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and train; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.train")
-    return reported(lambda: print(train(args)))
+    return reported(lambda: print(train(args, sys.argv[1:] if argv is None else argv)))
 
 
-def train(args: Args) -> Path:
+def train(args: Args, words: Sequence[str] = ()) -> Path:
     """Train one agent and return its run folder. Nothing is written before everything has been built.
+
+    ``words``, the options as they were typed, are kept in ``command.txt``.
 
     Raises:
         ValueError: an option is wrong; the message says what was expected, what came and what to do.
@@ -148,13 +150,17 @@ def train(args: Args) -> Path:
         model = _model(args, env)
         if isinstance(model, DQN) and args.restart_exploration:
             model.exploration_schedule = restarting_exploration(model, changes[:-1], args.n)
-        callbacks = _callbacks(args, folder)
+        episodes = runs.EpisodeLog(folder / "episodes.csv")
+        callbacks = [episodes, *_callbacks(args, folder)]
         for callback in callbacks:
             if isinstance(callback, RecycleCallback):
                 callback.prepare(model)
-        runs.create(folder, _config(args, model, changes), overwrite=args.overwrite)
+        runs.create(folder, _config(args, model, changes), words, overwrite=args.overwrite)
         model.set_logger(configure(str(folder), ["csv", "tensorboard", *(["stdout"] if args.verbose else [])]))
-        model.learn(args.n, callback=callbacks, progress_bar=args.progress)
+        try:
+            model.learn(args.n, callback=callbacks, progress_bar=args.progress)
+        finally:
+            episodes.close()
         model.logger.close()
         runs.save_model(model, folder / "model.zip")
     finally:
@@ -176,6 +182,8 @@ def _check(args: Args) -> None:
         raise ValueError(f"--num-threads must be at least 1, got {args.num_threads}")
     if args.tag is not None and not re.fullmatch(r"[\w.+-]+", args.tag):
         raise ValueError(f"--tag becomes part of a folder's name: letters, digits, . + - and _ only, got {args.tag!r}")
+    if not args.drift and (args.clear_buffer or args.restart_exploration):
+        raise ValueError("--clear-buffer and --restart-exploration act at task changes: name what changes with --drift")
     if args.algo != "dqn" and (args.clear_buffer or args.restart_exploration):
         raise ValueError("--clear-buffer and --restart-exploration are for dqn: ppo keeps no replay and no epsilon")
 
@@ -229,9 +237,15 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     kind = ALGOS[args.algo]
     given = pairs(args.hyperparams)
     known = [n for n in inspect.signature(kind.__init__).parameters if n not in _SET_BY_US and n[0] != "_"]
-    for name in given:
+    defaults = inspect.signature(kind.__init__).parameters
+    for name, value in given.items():
         if name not in known:
             raise ValueError(f"{args.algo} has no hyperparameter {name!r}{did_you_mean(name, known)}")
+        default = defaults[name].default
+        if isinstance(default, (int, float)) and isinstance(value, str):
+            raise ValueError(f"{args.algo}'s {name} is a number (by default {default}), got {value!r}")
+        if type(default) is int and isinstance(value, float) and value.is_integer():
+            given[name] = int(value)  # batch_size:1e3
     policy_kwargs = pairs(args.policy_kwargs)
     if isinstance(policy_kwargs.get("activation_fn"), str):
         policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
@@ -264,7 +278,7 @@ def _activation(name: str) -> type[torch.nn.Module]:
 
 
 def _callbacks(args: Args, folder: Path) -> list[BaseCallback]:
-    found: list[BaseCallback] = [runs.EpisodeLog(folder / "episodes.csv")]
+    found: list[BaseCallback] = []
     if args.clear_buffer:
         found.append(ClearBuffer())
     if args.method != "none":
@@ -300,7 +314,7 @@ def _config(args: Args, model: BaseAlgorithm, changes: Sequence[int]) -> dict[st
         is_pairs = field.name.endswith("kwargs") or field.name == "hyperparams"
         config[field.name] = pairs(value) if is_pairs else list(value) if isinstance(value, tuple) else value
     config["total_timesteps"] = config.pop("n")
-    config["policy"] = type(model.policy).__name__
+    config["policy_class"] = type(model.policy).__name__
     config["change_points"] = list(changes[:-1])
     return config
 

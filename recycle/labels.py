@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in self._moves:
             held = frozenset().union(*(self._values.get(_storage(t), frozenset()) for t in operands))
         else:
-            key = (str(func), _described(given, self._describe))
+            # a product of other data is the same unit at work; anything else that meets other data is another value
+            data = "data" if name in _PRODUCTS else object()
+            key = (str(func), _described(given, partial(self._describe, data=data)))
             if key not in self._interned:
                 self._interned[key] = len(self._made)
                 self._made.append(self._labels[_storage(labelled[0])][0])
@@ -134,9 +137,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in labelled:
             self._values[_storage(tensor)] = held
 
-    def _describe(self, tensor: Tensor) -> Any:
+    def _describe(self, tensor: Tensor, data: object) -> Any:
         view = self.view_of(tensor)
-        return view or self._values.get(_storage(tensor), "data")
+        return view or self._values.get(_storage(tensor), "number" if tensor.numel() == 1 else data)
 
     def values_of(self, columns: Columns, units: Tensor) -> set[frozenset[int]]:
         """Which computed values of ``units`` a consumer reads, in each of its calls."""
@@ -357,6 +360,10 @@ _CONSTANTS = {
     "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
     "zero_", "fill_", "scalar_tensor", "zero", "fill", "bernoulli_",
 }  # fmt: skip
+
+
+# Operations whose result is a unit's pre-activation, whatever they read.
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "embedding"}
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recycle.graph import UnitGroup
-from recycle.track import Stats
+from recycle.stats import Stats
 
 DORMANT = 0.025
 """Dormancy threshold of Sokar et al. 2023 for DQN: a unit at or below this share of the layer's mean is dormant."""

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import metrics
+from recycle.edits import Edit, Fold, describe
+from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.methods import Method
-from recycle.surgery import Edit, Fold, Init, all_or_none, apply, check, describe
-from recycle.track import Stats, Tracker, peak
+from recycle.stats import Stats
+from recycle.surgery import all_or_none, apply, check
+from recycle.track import Tracker, peak
 
 
 @dataclass(frozen=True)

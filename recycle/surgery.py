@@ -1,142 +1,20 @@
-"""Edits of single units, as data. :func:`apply` edits weights, optimizer state and target networks together."""
+"""Make edits: :func:`apply` changes weights, optimizer state and target networks together, or nothing."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import optimizers as optimizer_state
-from recycle.births import Birth, Newborns, like_init
+from recycle.births import Newborns, like_init
+from recycle.edits import Edit, Fold, Reset, Split
+from recycle.fresh import Init, fresh_rows
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
-
-Init: TypeAlias = Callable[[str, Tensor, torch.Generator | None], None]
-"""``(parameter name, tensor, generator) -> None``: fills the tensor as the model's builder would have.
-
-The tensor comes filled by the layer's own ``reset_parameters``; leaving it alone keeps that.
-"""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Give each slot a copy of a live parent and divide the parent's outgoing weights between the two.
-
-    The output stays as it was if the slot's consumers saw zero from it (and ``noise`` is 0).
-
-    Args:
-        parents: live units, one for each slot; a unit may be named more than once.
-        into: slots to overwrite. None would widen the layer and is refused for now.
-        share: part of the parent's outgoing weights that the newborn takes, in [0, 1).
-        noise: length of the noise on the incoming weights, relative to the row's norm. It is antisymmetric
-            (newborn and parent move apart so that the output changes to second order only) and the rows keep
-            their norm.
-        balanced: multiply incoming *and* outgoing weights by the square root of the share instead. For ReLU-like
-            units SGD, momentum and weight decay then stay on the unsplit trajectory. Refused for others.
-        rescale: first balance the parent's incoming and outgoing norms without changing its function. ReLU-like
-            units only.
-        moments: ``"fresh"`` gives the newborn the optimizer's initial state and leaves the parent's alone: the
-            two part. ``"transform"`` gives both the state that they would have had: the two hardly part.
-    """
-
-    parents: Sequence[int]
-    into: Sequence[int] | None = None
-    share: float = field(default=0.5, kw_only=True)
-    noise: float = field(default=0.0, kw_only=True)
-    balanced: bool = field(default=False, kw_only=True)
-    rescale: bool = field(default=False, kw_only=True)
-    moments: Literal["fresh", "transform"] = field(default="fresh", kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parents", _ints(self.parents))
-        object.__setattr__(self, "into", None if self.into is None else _ints(self.into))
-
-    @property
-    def slots(self) -> Sequence[int]:
-        """Units that the edit overwrites."""
-        return self.into or ()
-
-    def only(self, keep: Collection[int]) -> Split:
-        """The same edit for those of its slots that are in ``keep``."""
-        pairs = [(p, s) for p, s in zip(self.parents, self.slots, strict=True) if s in keep]
-        return replace(self, parents=[p for p, _ in pairs], into=[s for _, s in pairs])
-
-
-@dataclass(frozen=True)
-class Reset:
-    """Give units fresh incoming weights and silence their outgoing ones.
-
-    Args:
-        units: units to overwrite.
-        birth: where the incoming weights come from, see :mod:`recycle.births`; None: the module's own
-            initialisation.
-        parents: one live unit for each, for births that look at one.
-    """
-
-    units: Sequence[int]
-    birth: Birth | None = None
-    parents: Sequence[int] | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _ints(self.units))
-        object.__setattr__(self, "parents", None if self.parents is None else _ints(self.parents))
-
-    @property
-    def slots(self) -> Sequence[int]:
-        """Units that the edit overwrites."""
-        return self.units
-
-    def only(self, keep: Collection[int]) -> Reset:
-        """The same edit for those of its units that are in ``keep``."""
-        kept = [i for i, unit in enumerate(self.units) if unit in keep]
-        parents = None if self.parents is None else [self.parents[i] for i in kept]
-        return replace(self, units=[self.units[i] for i in kept], parents=parents)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Move what constant units contribute into their consumers' biases, and silence their outgoing weights.
-
-    Exact for a unit whose output is always ``means[i]``; otherwise the mean contribution is kept.
-    Refused where a consumer has no bias or pads its input with zeros.
-    """
-
-    units: Sequence[int]
-    means: Sequence[float]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _ints(self.units))
-        object.__setattr__(self, "means", tuple(map(float, self.means)))
-
-    @property
-    def slots(self) -> Sequence[int]:
-        """Units that the edit overwrites."""
-        return self.units
-
-    def only(self, keep: Collection[int]) -> Fold:
-        """The same edit for those of its units that are in ``keep``."""
-        kept = [i for i, unit in enumerate(self.units) if unit in keep]
-        return replace(self, units=[self.units[i] for i in kept], means=[self.means[i] for i in kept])
-
-
-Edit: TypeAlias = Split | Reset | Fold
-
-
-def describe(edit: Edit) -> dict[str, Any]:
-    """The edit as plain numbers and strings, for JSON."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(edit).items() if v is not None}
-    if "birth" in values:
-        birth = values["birth"]
-        options = ", ".join(f"{k}={v}" for k, v in getattr(birth, "keywords", {}).items())
-        named = getattr(birth, "func", birth)
-        values["birth"] = getattr(named, "__name__", type(named).__name__) + (f"({options})" if options else "")
-    return {"edit": type(edit).__name__, **values}
 
 
 @torch.no_grad()
@@ -436,66 +314,3 @@ def _balance(group: UnitGroup, module: nn.Module, units: Tensor) -> Tensor:
 
     into, out = norm(a for a in group.incoming if a.role in ("weight", "bias")), norm(group.outgoing)
     return torch.where((into > 0) & (out > 0), (out / into).sqrt(), 1.0)
-
-
-# -- fresh units -------------------------------------------------------------------------------------------
-
-
-def fresh_rows(
-    group: UnitGroup, units: Tensor, init: Init | None, generator: torch.Generator | None
-) -> tuple[Tensor, ...]:
-    """What the module's own initialisation gives ``units``, one tensor for each incoming axis.
-
-    A bare parameter, which no ``reset_parameters`` knows, gets rows of the scale of the units that stay.
-    """
-    seed = int(torch.randint(2**62, (), generator=generator))
-    drawn: dict[str, dict[str, Tensor]] = {}
-    result = []
-    for axis in group.incoming:
-        owner, _, leaf = axis.name.rpartition(".")
-        if owner not in drawn:
-            drawn[owner] = _reinitialised(group.module.get_submodule(owner), seed + len(drawn))
-        tensor = group.tensor(axis.name)
-        fresh = drawn[owner].get(leaf)
-        if fresh is None:
-            rows = _like_the_others(axis, tensor, units, generator)
-            fresh = tensor.detach().clone()
-            axis.write(fresh, units, rows)
-        if init is not None:
-            init(axis.name, fresh, generator)
-        result.append(axis.read(fresh, units).to(tensor))
-    return tuple(result)
-
-
-def _reinitialised(layer: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Freshly initialised copies of a layer's own tensors, by ``reset_parameters``; {} if it has none."""
-    reset = getattr(type(layer), "reset_parameters", None)
-    if reset is None:
-        return {}
-    twin = copy.copy(layer)
-    twin._parameters = {
-        k: None if p is None else nn.Parameter(torch.empty_like(p, device="cpu").copy_(p.detach()))
-        for k, p in layer._parameters.items()
-    }
-    twin._buffers = {k: None if b is None else b.detach().cpu().clone() for k, b in layer._buffers.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reset(twin)
-    return {k: t.detach() for k, t in (*twin._parameters.items(), *twin._buffers.items()) if t is not None}
-
-
-def _like_the_others(axis: Axis, tensor: Tensor, units: Tensor, generator: torch.Generator | None) -> Tensor:
-    stays = torch.ones(len(axis.index), dtype=torch.bool)
-    stays[units] = False
-    others = axis.read(tensor.detach(), (stays if stays.any() else ~stays).nonzero()[:, 0])
-    like = axis.read(tensor.detach(), units)
-    if axis.role == "weight":
-        draw = torch.randn(like.shape, generator=generator, dtype=torch.double).to(like)
-        return draw * others.square().mean().sqrt()
-    return torch.zeros_like(like) if axis.role == "bias" else others.mean(0, keepdim=True).expand_as(like)
-
-
-def _ints(values: Iterable[int]) -> tuple[int, ...]:
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    return tuple(map(int, values))

@@ -134,6 +134,9 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     columns = _agreed_columns(labels, reasons)
     rows = {key: labels.root(row.labels) for key, row in labels.rows.items()}
     _freeze_conflicts(module, labels, rows, columns, reasons)
+    for vector in rows.values():  # a head is a head, whatever else meets some of its units
+        if any(reasons.get(u) == _OUTPUT for u in vector.tolist()):
+            reasons.update({u: _OUTPUT for u in vector.tolist() if u in reasons})
     entries = [*((key, vector, True) for key, vector in rows.items()),
                *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
     units = torch.unique(roots[1:])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,147 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, UnitGroup
-
-_KEPT = 256
-"""Rows of activations kept of the latest sampled pass, for effective rank."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stats:
-    """What was seen of a group's units since the last event. Every tensor is ``(width,)``, float64, on the CPU.
-
-    "Activation" is a unit's output as its consumers read it, over samples and positions (time, space).
-    """
-
-    samples: int
-    """Sampled values of each unit, the smallest over its consumers; 0 if nothing was seen."""
-    firing_rate: Tensor
-    """Share of activations that are not zero."""
-    mean: Tensor
-    mean_abs: Tensor
-    variance: Tensor
-    minimum: Tensor
-    maximum: Tensor
-    gradient: Tensor
-    """Mean absolute gradient of the loss at the pre-activation; 0 for a dead ReLU, NaN where not observed.
-
-    Each sampled pass counts the same. Under a loss scaler it carries the scale."""
-    weight_gradient: Tensor
-    """Mean absolute gradient of the incoming weights at ``optimizer.step()``, NaN where not observed."""
-    age: Tensor
-    """Updates since the unit was last recycled, or since tracking began."""
-    incoming_norm: Tensor
-    """L2 norm of the incoming weights."""
-    outgoing_norm: Tensor
-    """L1 norm of the outgoing weights: how much the consumers listen."""
-    finite: bool = True
-    """False if a NaN or an infinity was seen; such a window says nothing."""
-    generator: torch.Generator | None = None
-    """Source of randomness for methods that draw."""
-
-    @property
-    def dead(self) -> Tensor:
-        """Units that gave zero, or another constant that can be folded away, for every input seen."""
-        constant = self.minimum == self.maximum
-        return constant if self.samples > 1 else torch.zeros_like(constant)
-
-    @property
-    def score(self) -> Tensor:
-        """Dormancy score: mean |activation| over the layer's mean of it (Sokar et al. 2023, eq. 1)."""
-        return self.mean_abs / self.mean_abs.mean().clamp_min(1e-9)
-
-    @property
-    def utility(self) -> Tensor:
-        """Mean |activation| times outgoing L1 norm: what the consumers receive of a unit."""
-        return self.mean_abs * self.outgoing_norm
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Half precision as single: it counts no further than 2048."""
-    return values.float() if values.element_size() < 4 else values
-
-
-def _largest(seen: list[Tensor], missing: Tensor) -> Tensor:
-    """The largest of several, unit by unit: a unit learns if one of its branches does."""
-    return torch.stack(seen).amax(0) if seen else missing
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-class _Window:
-    """Running moments of one observation point, on the device of the activations."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.clear()
-
-    def clear(self) -> None:
-        self.count = 0
-        self.sums: Tensor | None = None  # (3, width): fired, |a|, a
-        self.centred: Tensor | None = None  # (2, width): mean and sum of squared deviations
-        self.extremes: Tensor | None = None  # (2, width): maximum of a and of -a
-        self.latest: Tensor | None = None
-
-    def state(self) -> dict[str, Any]:
-        return {k: _cloned(getattr(self, k)) for k in ("count", "sums", "centred", "extremes", "latest")}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            setattr(self, key, _cloned(value))
-
-    def add(self, act: Tensor) -> None:
-        """Add ``act`` of shape ``(values, width)``."""
-        act = _wide(act)
-        count = act.shape[0]
-        wide = torch.float64 if act.device.type != "mps" else torch.float32
-        sums = torch.stack([(act != 0).to(act.dtype).sum(0), act.abs().sum(0), act.sum(0)]).to(wide)
-        variance, mean = torch.var_mean(act, 0, correction=0)
-        low, high = torch.aminmax(act, dim=0)
-        extremes = torch.stack([high, -low])
-        centred = torch.stack([mean, variance * count]).to(wide)
-        if self.sums is None or self.centred is None or self.extremes is None:
-            self.sums, self.centred, self.extremes = sums, centred, extremes
-        else:  # parallel variance, Chan et al. 1979
-            total = self.count + count
-            step = centred[0] - self.centred[0]
-            self.centred[0] += step * (count / total)
-            self.centred[1] += centred[1] + step.square() * (self.count * count / total)
-            self.sums += sums
-            self.extremes = torch.maximum(self.extremes, extremes)
-        self.count += count
-        self.latest = act[:_KEPT].clone()
-
-
-class _Gradients:
-    """Running mean of absolute gradients; passes that are not finite (a loss scaler's overflow) do not count."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.total: Tensor | None = None
-        self.count: Tensor | None = None
-
-    def state(self) -> dict[str, Any]:
-        return {"total": _cloned(self.total), "count": _cloned(self.count)}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.total, self.count = _cloned(state["total"]), _cloned(state["count"])
-
-    def add(self, values: Tensor) -> None:
-        """Add one pass, ``(width,)``."""
-        good = values.isfinite().all()
-        values = torch.where(good, values, 0.0)
-        self.total = values if self.total is None else self.total + values
-        self.count = good.long() if self.count is None else self.count + good
-
-    def mean(self, width: int) -> Tensor:
-        """``(width,)``; NaN if nothing counted."""
-        if self.total is None or self.count is None:
-            return torch.full((width,), float("nan"), dtype=torch.double)
-        return (self.total / self.count).double().cpu()
+from recycle.stats import Gradients, Stats, Window, joined, largest, read, wide
 
 
 class Tracker:
@@ -193,9 +52,9 @@ class Tracker:
         """Updates so far: steps of the first optimizer, or training passes where no optimizer was given."""
         self.born: dict[str, Tensor] = {}
         """The pass at which each unit was last recycled, ``(width,)``."""
-        self._windows: dict[str, list[_Window]] = {}
-        self._pre: dict[str, list[_Gradients]] = {}
-        self._weights: dict[str, _Gradients] = {}
+        self._windows: dict[str, list[Window]] = {}
+        self._pre: dict[str, list[Gradients]] = {}
+        self._weights: dict[str, Gradients] = {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._steps = [0] * len(self.optimizers)
@@ -206,9 +65,9 @@ class Tracker:
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
-            self._windows[group.name] = [_Window(group.width) for _ in points]
-            self._pre[group.name] = [_Gradients() for _ in group.producers()]
-            self._weights[group.name] = _Gradients()
+            self._windows[group.name] = [Window(group.width) for _ in points]
+            self._pre[group.name] = [Gradients() for _ in group.producers()]
+            self._weights[group.name] = Gradients()
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -297,20 +156,20 @@ class Tracker:
         return counts and isinstance(value, Tensor) and value.numel() > 0
 
     def _watch_input(
-        self, window: _Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, window: Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             with torch.no_grad():
                 window.add(_per_unit(act.detach(), layer, index))
 
-    def _watch_output(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
-    def _watch_gradient(self, seen: _Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
+    def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
         with torch.no_grad():
-            seen.add(_per_unit(_wide(gradient.detach()), layer, index).abs().mean(0))
+            seen.add(_per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
@@ -353,12 +212,12 @@ class Tracker:
         found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
         finite = True
         if samples:
-            found = _joined([_read(w) for w in windows])
+            found = joined([read(w) for w in windows])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
         return Stats(
             samples=samples,
             **found,
-            gradient=_largest([seen.mean(group.width) for seen in self._pre[group.name]], nan),
+            gradient=largest([seen.mean(group.width) for seen in self._pre[group.name]], nan),
             weight_gradient=self._weights[group.name].mean(group.width),
             age=(self.passes - self.born[group.name]).double(),
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
@@ -419,30 +278,6 @@ def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
 def _channel_axis(layer: nn.Module, act: Tensor) -> int:
     """Axis of the channels: the layer's kernel says how many spatial axes follow."""
     return act.dim() - len(layer.kernel_size) - 1  # type: ignore[arg-type]
-
-
-def _read(window: _Window) -> dict[str, Tensor]:
-    assert window.sums is not None and window.centred is not None and window.extremes is not None
-    fired, absolute, total = (window.sums / window.count).double().cpu()
-    high, low = window.extremes.double().cpu()
-    return {
-        "firing_rate": fired,
-        "mean": total,
-        "mean_abs": absolute,
-        "variance": (window.centred[1] / window.count).double().cpu(),
-        "minimum": -low,
-        "maximum": high,
-    }
-
-
-def _joined(seen: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Several consumers that read different values of the units: a unit is as alive as its liveliest reader."""
-    result = dict(seen[0])
-    for other in seen[1:]:
-        for key, value in other.items():
-            if key != "mean":
-                result[key] = (torch.minimum if key == "minimum" else torch.maximum)(result[key], value)
-    return result
 
 
 def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:

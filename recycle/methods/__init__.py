@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from recycle.edits import Edit
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.selection import Units
 from recycle.methods.split import SplitDead
-from recycle.surgery import Edit
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 class Method(Protocol):
@@ -28,7 +28,7 @@ class Method(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the :class:`recycle.track.Stats` fields that it reads; a class attribute will do."""
+        """Names of the :class:`recycle.stats.Stats` fields that it reads; a class attribute will do."""
         ...
 
     def __call__(self, group: Units, stats: Stats) -> Sequence[Edit]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from recycle.births import Birth, mirror
+from recycle.edits import Edit, Reset
 from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
-from recycle.surgery import Edit, Reset
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 @dataclass(frozen=True)

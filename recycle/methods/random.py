@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import torch
 
+from recycle.edits import Edit, Reset
 from recycle.methods.selection import Units
-from recycle.surgery import Edit, Reset
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 @dataclass(frozen=True)

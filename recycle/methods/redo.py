@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from recycle.edits import Edit, Reset
 from recycle.methods.selection import Units
-from recycle.surgery import Edit, Reset
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from recycle.surgery import Fold
-from recycle.track import Stats
+from recycle.edits import Fold
+from recycle.stats import Stats
 
 Parent = Literal["utility", "gradient", "random"]
 NEEDED_BY: dict[Parent, tuple[str, ...]] = {

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from recycle.edits import Edit, Split
 from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
-from recycle.surgery import Edit, Split
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 import recycle
 from agents.networks import networks_of
-from recycle.surgery import fresh_rows
+from recycle.fresh import fresh_rows
 
 torch.set_num_threads(1)
 

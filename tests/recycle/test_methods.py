@@ -21,7 +21,7 @@ from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.split import SplitDead
-from recycle.track import Stats
+from recycle.stats import Stats
 
 METHOD_FILE = '''
 """Fill units that stopped learning with halves of the busiest ones."""

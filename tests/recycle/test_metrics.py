@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Split, metrics
-from recycle.track import Stats
+from recycle.stats import Stats
 
 
 def made(samples: int = 10, **given: list[float]) -> Stats:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Fold, NotRecyclable, Reset, Split
-from recycle.surgery import describe
+from recycle.edits import describe
 
 
 def double(*rows: Any) -> Tensor:

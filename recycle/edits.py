@@ -1,0 +1,132 @@
+"""Edits of single units, as data: printed, compared, logged, tested alone, and replayed on target networks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from recycle.births import Birth
+
+
+@dataclass(frozen=True)
+class Split:
+    """Give each slot a copy of a live parent and divide the parent's outgoing weights between the two.
+
+    The output stays as it was if the slot's consumers saw zero from it (and ``noise`` is 0).
+
+    Args:
+        parents: live units, one for each slot; a unit may be named more than once.
+        into: slots to overwrite. None would widen the layer and is refused for now.
+        share: part of the parent's outgoing weights that the newborn takes, in [0, 1).
+        noise: length of the noise on the incoming weights, relative to the row's norm. It is antisymmetric
+            (newborn and parent move apart so that the output changes to second order only) and the rows keep
+            their norm.
+        balanced: multiply incoming *and* outgoing weights by the square root of the share instead. For ReLU-like
+            units SGD, momentum and weight decay then stay on the unsplit trajectory. Refused for others.
+        rescale: first balance the parent's incoming and outgoing norms without changing its function. ReLU-like
+            units only.
+        moments: ``"fresh"`` gives the newborn the optimizer's initial state and leaves the parent's alone: the
+            two part. ``"transform"`` gives both the state that they would have had: the two hardly part.
+    """
+
+    parents: Sequence[int]
+    into: Sequence[int] | None = None
+    share: float = field(default=0.5, kw_only=True)
+    noise: float = field(default=0.0, kw_only=True)
+    balanced: bool = field(default=False, kw_only=True)
+    rescale: bool = field(default=False, kw_only=True)
+    moments: Literal["fresh", "transform"] = field(default="fresh", kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parents", _ints(self.parents))
+        object.__setattr__(self, "into", None if self.into is None else _ints(self.into))
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Units that the edit overwrites."""
+        return self.into or ()
+
+    def only(self, keep: Collection[int]) -> Split:
+        """The same edit for those of its slots that are in ``keep``."""
+        pairs = [(p, s) for p, s in zip(self.parents, self.slots, strict=True) if s in keep]
+        return replace(self, parents=[p for p, _ in pairs], into=[s for _, s in pairs])
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Give units fresh incoming weights and silence their outgoing ones.
+
+    Args:
+        units: units to overwrite.
+        birth: where the incoming weights come from, see :mod:`recycle.births`; None: the module's own
+            initialisation.
+        parents: one live unit for each, for births that look at one.
+    """
+
+    units: Sequence[int]
+    birth: Birth | None = None
+    parents: Sequence[int] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", _ints(self.units))
+        object.__setattr__(self, "parents", None if self.parents is None else _ints(self.parents))
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Units that the edit overwrites."""
+        return self.units
+
+    def only(self, keep: Collection[int]) -> Reset:
+        """The same edit for those of its units that are in ``keep``."""
+        kept = [i for i, unit in enumerate(self.units) if unit in keep]
+        parents = None if self.parents is None else [self.parents[i] for i in kept]
+        return replace(self, units=[self.units[i] for i in kept], parents=parents)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Move what constant units contribute into their consumers' biases, and silence their outgoing weights.
+
+    Exact for a unit whose output is always ``means[i]``; otherwise the mean contribution is kept.
+    Refused where a consumer has no bias or pads its input with zeros.
+    """
+
+    units: Sequence[int]
+    means: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", _ints(self.units))
+        object.__setattr__(self, "means", tuple(map(float, self.means)))
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Units that the edit overwrites."""
+        return self.units
+
+    def only(self, keep: Collection[int]) -> Fold:
+        """The same edit for those of its units that are in ``keep``."""
+        kept = [i for i, unit in enumerate(self.units) if unit in keep]
+        return replace(self, units=[self.units[i] for i in kept], means=[self.means[i] for i in kept])
+
+
+Edit: TypeAlias = Split | Reset | Fold
+
+
+def describe(edit: Edit) -> dict[str, Any]:
+    """The edit as plain numbers and strings, for JSON."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(edit).items() if v is not None}
+    if "birth" in values:
+        birth = values["birth"]
+        options = ", ".join(f"{k}={v}" for k, v in getattr(birth, "keywords", {}).items())
+        named = getattr(birth, "func", birth)
+        values["birth"] = getattr(named, "__name__", type(named).__name__) + (f"({options})" if options else "")
+    return {"edit": type(edit).__name__, **values}
+
+
+def _ints(values: Iterable[int]) -> tuple[int, ...]:
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return tuple(map(int, values))

@@ -1,0 +1,137 @@
+"""Linear maps: a parameter's rows make units, its columns consume them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recycle.elementwise import merge, short
+from recycle.labels import NONE, UNIFORM, UnitLabels, View
+
+
+def matrix_product(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """``mm``, ``addmm`` and their kin: a contraction, then perhaps a bias."""
+    bias, (left, right) = (args[0], args[1:3]) if len(args) > 2 else (None, args)
+    columns = contract(labels, op, left, right, out)
+    if bias is None:
+        if columns is not None:
+            labels.await_bias(out, columns)
+        return
+    view = labels.view_of(bias)
+    if columns is not None and not kwargs and view is not None:  # unscaled: no alpha, no beta
+        columns.biases.append(view.name)
+    known = labels.of(out)
+    if known is not None and view is not None and bias.dim() == 1 and labels.view_of(right) is not None:
+        labels.own(view, 0, known[0], "bias", short(op))
+        return
+    if known is None:
+        labels.put(out, torch.tensor(NONE))
+    merge(labels, op, out, (out, bias), "bias")
+
+
+def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tensor) -> Any:
+    """``left @ right``: a parameter on one side makes the other side's units its columns."""
+    views = labels.view_of(left), labels.view_of(right)
+    inner = (left.dim() - 1, max(right.dim() - 2, 0))  # the contracted axis on either side
+    if (views[0] is None) == (views[1] is None):
+        labels.use_whole((left, right), op)
+        if views[0] is None:
+            _free_product(labels, op, left, right, inner, out)
+        return None
+    weight_left = views[0] is not None
+    weight, view, data = (left, views[0], right) if weight_left else (right, views[1], left)
+    assert view is not None
+    w_in, x_in = (inner[0], inner[1]) if weight_left else (inner[1], inner[0])
+    w_out = None if weight.dim() == 1 else (weight.dim() - 2 if weight_left else weight.dim() - 1)
+    batched = weight.dim() == 3 and weight.shape[0] > 1 and weight.stride(0) != 0
+    if batched or view.dims[w_in] is None:
+        labels.use_whole([weight], op)
+        labels.freeze(labels.of(data), f"{short(op)} reads {view.name!r} through a view that no rule covers")
+        return None
+    known = labels.of(data)
+    vector = torch.zeros(data.shape[x_in], dtype=torch.int64) if known is None else labels.along(known, x_in)
+    if vector is None:
+        labels.freeze(known, f"{short(op)} with {view.name!r} meets units laid out differently from row to row")
+        labels.use_whole([weight], op)
+        return None
+    columns = labels.consume(view, w_in, vector, data, padded=False, op=short(op))
+    if w_out is not None:
+        units = labels.produce(view, w_out, weight.shape[w_out])
+        if units is None:
+            labels.use_whole([weight], op)
+        else:
+            shape = [1] * out.dim()
+            shape[out.dim() - (2 if weight_left and data.dim() > 1 else 1)] = -1
+            labels.put(out, units.to(out.device).reshape(shape))
+    return columns
+
+
+def _free_product(
+    labels: UnitLabels, op: Any, left: Tensor, right: Tensor, inner: tuple[int, int], out: Tensor
+) -> None:
+    """No parameter takes part. Units may stand beside the contracted axis, never along it."""
+    known = labels.of(left), labels.of(right)
+    reason = f"{short(op)} multiplies it by a matrix that is no parameter"
+    both = all(k is not None and bool((k > 0).any()) for k in known)
+    for side, (mark, axis) in enumerate(zip(known, inner, strict=True)):
+        if mark is None or not bool((mark > 0).any()):
+            continue
+        top = mark.amax(axis, keepdim=True)
+        if both or not bool(((mark == top) | (mark == UNIFORM)).all()):
+            labels.freeze(mark, reason)
+        elif out.dim() == (left, right)[side].dim():
+            labels.put(out, top)
+
+
+def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Convolutions of any dimension, transposed and depthwise ones included; other groups freeze their input."""
+    data, weight, bias, _, padding, _, transposed, _, groups = args[:9]
+    view, known = labels.view_of(weight), labels.of(data)
+    units = torch.zeros(data.shape[1], dtype=torch.int64) if known is None else labels.along(known, 1)
+    channel = [1, -1] + [1] * (out.dim() - 2)
+    biases = [] if bias is None else [bias.reshape(channel)]
+    if view is None or units is None:
+        why = "with a weight computed in the forward pass" if view is None else "meets units mixed within a channel"
+        labels.freeze(known, f"{short(op)} {why}")
+        labels.use_whole([weight, *biases], op)
+        return
+    if groups == data.shape[1] == weight.shape[0] and not transposed:  # depthwise: one kernel a unit
+        labels.put(out, units.to(out.device).reshape(channel))
+        merge(labels, op, out, [out, weight.flatten(1)[:, 0].reshape(channel)], "weight")
+        merge(labels, op, out, [out, *biases], "bias")
+        return
+    if groups > 1:
+        labels.freeze(units, f"{short(op)} in {groups} groups is a consumer that no rule covers")
+        labels.use_whole([weight, *biases], op)
+        return
+    w_in, w_out = (0, 1) if transposed else (1, 0)
+    if view.dims[w_in] is None or view.dims[w_out] is None:
+        view = View(view.name, _unit_axes(weight, view))
+    padded = transposed or any(padding)
+    columns = labels.consume(view, w_in, units, data, padded=padded, op=short(op))
+    rows = labels.produce(view, w_out, weight.shape[w_out])
+    if columns is None or rows is None:
+        labels.use_whole([weight, *biases], op)
+        return
+    bias_view = labels.view_of(bias)
+    columns.biases += [] if bias_view is None else [bias_view.name]
+    labels.put(out, rows.to(out.device).reshape(channel))
+    merge(labels, op, out, [out, *biases], "bias")
+
+
+def _unit_axes(weight: Tensor, view: View) -> tuple[tuple[int, int, int] | None, ...]:
+    """A convolution's kernel is read whole, so an axis of size 1 is that axis itself."""
+    return tuple((d, 0, 1) if place is None and weight.shape[d] == 1 else place for d, place in enumerate(view.dims))
+
+
+def embedding(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """A table whose columns are units."""
+    labels.freeze(labels.of(args[1]), f"{short(op)} uses it as an index")
+    view = labels.view_of(args[0])
+    units = None if view is None else labels.produce(view, 1, args[0].shape[1])
+    if units is None:
+        labels.use_whole([args[0]], op)
+    else:
+        labels.put(out, units.to(out.device))
