@@ -3,6 +3,7 @@ import copy
 import inspect
 import json
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -65,7 +66,7 @@ def lift(model):
     """Keep every hidden unit alive."""
     with torch.no_grad():
         for name in GROUPS:
-            model.policy.get_submodule(name).bias.fill_(1.0)
+            model.policy.get_submodule(name).bias.fill_(1.0 if name.endswith(".0") else 30.0)
     return model
 
 
@@ -247,7 +248,9 @@ def test_cap_and_cooldown(tmp_path):
                 assert not slots[earlier] & slots[later]
 
 
-@pytest.mark.parametrize("bad", [{"every": 0}, {"warmup": -1}, {"cap": 0}, {"cap": 1.5}, {"cooldown": -1}, {"sample_every": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad", [{"every": 0}, {"warmup": -1}, {"cap": 0}, {"cap": 1.5}, {"cooldown": -1}, {"sample_every": 0}]
+)
 def test_options_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=rf"\b{next(iter(bad))}\b"):
         RecycleCallback(**bad)
@@ -388,6 +391,26 @@ def test_fresh_units_of_a2c_begin_with_their_optimizers_own_state(kind, initial)
     assert torch.equal(new[kept][:, above], torch.full((len(kept), len(above)), initial))
 
 
+@pytest.mark.parametrize("make", [ppo, dqn])
+def test_newborns_begin_as_the_models_builder_would_have_them(make):
+    name = GROUPS[1] if make is ppo else "q_net.2"
+
+    def look(model):
+        layer = (model.policy if make is ppo else model.q_net).get_submodule(name)
+        return layer.weight.detach()[DEAD].clone(), layer.bias.detach()[DEAD].clone()
+
+    probe = Probe(look)
+    callback = recycler(method="redo", method_kwargs={"tau": 0.0}, every=64, include=[name])
+    kill(make()).learn(128, callback=CallbackList([callback, probe]))
+    weight, bias = next(seen for _, step, seen in probe.seen if step == 64)
+    if make is ppo:  # orthogonal, with gain sqrt(2) and no bias
+        assert torch.allclose(weight @ weight.T, 2 * torch.eye(3), atol=1e-5)
+        assert torch.equal(bias, torch.zeros(3))
+    else:  # uniform in +-1/sqrt(16)
+        assert weight.abs().max() <= 0.25 and bias.abs().max() <= 0.25
+        assert weight.std() == pytest.approx(0.25 / 3**0.5, rel=0.25)
+
+
 def test_recycled_units_live_again():
     callback = recycler(method="redo", every=128)
     kill(ppo(learning_rate=1e-4)).learn(384, callback=callback)
@@ -507,10 +530,13 @@ def test_a_name_that_matches_nothing_is_refused(options):
 def test_nothing_to_recycle_is_refused_with_reasons():
     with pytest.raises(ValueError, match=r"nothing can be recycled in this PPO: action_net: reaches the module's out"):
         ppo(policy_kwargs={"net_arch": []}).learn(64, callback=recycler())
-    with pytest.raises(ValueError, match="nothing can be recycled"):  # asked for, and then taken away
-        ppo().learn(64, callback=recycler(include=[GROUPS[0]], exclude=[GROUPS[0]]))
     with pytest.raises(ValueError, match="got SAC"):
         SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [8]}).learn(1, callback=recycler())
+
+
+def test_to_include_and_exclude_everything_is_refused():
+    with pytest.raises(ValueError, match=r"include|exclude"):
+        ppo().learn(64, callback=recycler(include=[GROUPS[0]], exclude=[GROUPS[0]]))
 
 
 # The record ----------------------------------------------------------------------------------------------------
@@ -572,7 +598,8 @@ def test_evaluation_passes_do_not_count(tmp_path):
         beside = [callback]
         if evaluated:
             env = Monitor(gym.make("CartPole-v1"))
-            beside.append(EvalCallback(env, eval_freq=20, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0))  # fmt: skip
+            best = str(tmp_path / "best")
+            beside.append(EvalCallback(env, eval_freq=20, n_eval_episodes=2, best_model_save_path=best, verbose=0))
             beside.append(CheckpointCallback(64, str(tmp_path / "checkpoints")))
         model = kill(ppo()).learn(256, callback=CallbackList(beside))
         counts.append([g.samples for r in callback.reports for g in r["policy"].groups.values()])
@@ -601,7 +628,7 @@ def test_the_state_travels_with_the_model(tmp_path, make, kind, name):
     assert loaded.recycle_state["totals"] == model.recycle_state["totals"]
     before = model.recycle_state["recyclers"][name]
     after = loaded.recycle_state["recyclers"][name]
-    assert after["events"] == before["events"] == 3
+    assert after["events"] == before["events"] == len(callback.reports) == 4  # the last one at the end of training
     assert torch.equal(after["generator"], before["generator"])
     assert all(torch.equal(before["recycled_at"][k], after["recycled_at"][k]) for k in before["recycled_at"])
 
@@ -609,7 +636,7 @@ def test_the_state_travels_with_the_model(tmp_path, make, kind, name):
     loaded.learn(256, callback=again, reset_num_timesteps=False)
     told = lines(tmp_path / "edits.jsonl")
     assert [line["step"] for line in told][:2] == [256, 320]  # the last event before saving was at step 192
-    assert again.reports[0][name].event == 4
+    assert again.reports[0][name].event == 5
     total = loaded.recycle_state["totals"][name]["recycled"]
     assert total == model.recycle_state["totals"][name]["recycled"] + sum(r[name].recycled for r in again.reports)
 
@@ -744,7 +771,7 @@ def test_tensorboard_has_totals_and_layers(logged):
 
 
 def test_tensorboard_has_ages_and_firing_rates(logged):
-    callback, events = logged
+    _, events = logged
     for name in GROUPS:
         for quantity in ("age", "firing_rate"):
             points = events.Histograms(f"recycle/policy/{name}/{quantity}")
@@ -762,9 +789,12 @@ def test_tensorboard_puts_all_layers_on_one_chart(logged):
     (tensor,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for part in layout.category for chart in part.chart}
-    assert charts["policy: dead units"] == [f"recycle/policy/{name}/dead" for name in GROUPS]
-    scalars = set(events.Tags()["scalars"])
-    assert all(tag in scalars for tags in charts.values() for tag in tags)
+    scalars = events.Tags()["scalars"]
+    shown = {title: [t for t in scalars if any(re.match(tag, t) for tag in tags)] for title, tags in charts.items()}
+    assert {"policy: dead units", "policy: dormant units"} <= set(shown)
+    for title, tags in shown.items():  # a chart's tags are regular expressions: each must match its own key only
+        quantity = title.split()[1]
+        assert sorted(tags) == [f"recycle/policy/{name}/{quantity}" for name in GROUPS]
 
 
 def test_the_table_on_the_terminal_has_totals_only(capsys, tmp_path):

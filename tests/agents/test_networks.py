@@ -193,9 +193,10 @@ def test_dict_observations(make):
 
 
 def test_the_watch_call_runs_every_layer():
+    ran: list[str] = []
     for model in (ppo(), dqn(), ppo("CnnPolicy", images(), policy_kwargs=SMALL_CNN)):
         network, graph = traced(model)
-        ran = []
+        ran.clear()
         for group in graph:
             consumer = network.module.get_submodule(group.outgoing[0].name.rpartition(".")[0])
             consumer.register_forward_hook(lambda *_, name=group.name: ran.append(name))
@@ -205,7 +206,8 @@ def test_the_watch_call_runs_every_layer():
 
 
 def test_a_split_of_every_group_leaves_the_policy_as_it_was():
-    for model in (ppo(), ppo("CnnPolicy", images(44), policy_kwargs=SMALL_CNN), dqn("MultiInputPolicy", SimpleMultiObsEnv())):  # fmt: skip
+    pictures = ppo("CnnPolicy", images(44), policy_kwargs=SMALL_CNN)
+    for model in (ppo(), pictures, dqn("MultiInputPolicy", SimpleMultiObsEnv())):
         network, graph = traced(model)
         with torch.no_grad():
             for group in graph:  # silence unit 1, so that it may be overwritten
