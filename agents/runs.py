@@ -94,6 +94,9 @@ class EpisodeLog(BaseCallback):
         if self._file is not None:
             self._file.flush()
 
+    def _on_training_end(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Write what is left; training may have ended in an error."""
         if self._file is not None:

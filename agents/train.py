@@ -182,10 +182,10 @@ def _check(args: Args) -> None:
         raise ValueError(f"--num-threads must be at least 1, got {args.num_threads}")
     if args.tag is not None and not re.fullmatch(r"[\w.+-]+", args.tag):
         raise ValueError(f"--tag becomes part of a folder's name: letters, digits, . + - and _ only, got {args.tag!r}")
-    if not args.drift and (args.clear_buffer or args.restart_exploration):
-        raise ValueError("--clear-buffer and --restart-exploration act at task changes: name what changes with --drift")
     if args.algo != "dqn" and (args.clear_buffer or args.restart_exploration):
         raise ValueError("--clear-buffer and --restart-exploration are for dqn: ppo keeps no replay and no epsilon")
+    if not args.drift and (args.clear_buffer or args.restart_exploration):
+        raise ValueError("--clear-buffer and --restart-exploration act at task changes: name what changes with --drift")
 
 
 def _check_observations(space: spaces.Space[Any]) -> None:

@@ -33,10 +33,9 @@ def test_where_a_run_lives(tmp_path, change, wanted):
     assert runs.run_folder(tmp_path, **(NAMES | change)) == tmp_path / wanted
 
 
-def test_create_writes_the_options_and_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--algo", "ppo", "-n", "64"])
+def test_create_writes_the_options_and_the_command(tmp_path):
     config = {"env": "CartPole-v1", "hyperparams": {"n_steps": 64, "learning_rate": 3e-3}, "drift": []}
-    runs.create(tmp_path / "a" / "b", config, overwrite=False)
+    runs.create(tmp_path / "a" / "b", config, ["--algo", "ppo", "-n", "64"], overwrite=False)
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["command.txt", "config.yaml"]
     assert (tmp_path / "a" / "b" / "command.txt").read_text() == "python -m agents.train --algo ppo -n 64\n"
     text = (tmp_path / "a" / "b" / "config.yaml").read_text()
