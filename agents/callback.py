@@ -185,6 +185,9 @@ class RecycleCallback(BaseCallback):
                 print(f"{name}, step {self.num_timesteps}: {report}")
         self._write_edits(reports)
         self._save()
+        infos = self.locals.get("infos")
+        if infos and "drift/task" in infos[0]:
+            self.logger.record("drift/task", int(infos[0]["drift/task"]), exclude=("stdout", "log"))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
