@@ -5,7 +5,7 @@ from functools import cache, partial
 
 from recycle.births import Birth, mirror
 from recycle.edits import Edit, Reset
-from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
+from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, match
 from recycle.stats import Stats
 
 
@@ -36,12 +36,8 @@ class Mirror:
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """Fold what the slots still say, then mirror the best live units into them."""
-        slots = idle(group, stats, self.tau)
-        chosen = parents(stats, slots, self.parent)
-        slots = slots[: len(chosen)]
-        if not len(slots):
-            return []
-        return [*fold(group, stats, slots), Reset(slots.tolist(), _birth(self.norm_cap), parents=chosen.tolist())]
+        chosen, slots, folds = match(group, stats, self.tau, self.parent)
+        return [*folds, Reset(slots, _birth(self.norm_cap), parents=chosen)] if slots else []
 
 
 @cache

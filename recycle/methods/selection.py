@@ -38,6 +38,17 @@ class Units(Protocol):
     def why_not_foldable(self) -> str: ...  # noqa: D102
 
 
+def match(group: Units, stats: Stats, tau: float, by: Parent) -> tuple[list[int], list[int], list[Fold]]:
+    """Parents, the slots to overwrite with their children, and what to fold first: one parent for each slot.
+
+    Where fewer units live than died, the rest of the slots waits for the next event.
+    """
+    slots = idle(group, stats, tau)
+    chosen = parents(stats, slots, by)
+    slots = slots[: len(chosen)]
+    return chosen.tolist(), slots.tolist(), fold(group, stats, slots)
+
+
 def idle(group: Units, stats: Stats, tau: float) -> Tensor:
     """Units to recycle, the deadest first: dead ones, and with ``tau`` > 0 those whose score is at most ``tau``.
 

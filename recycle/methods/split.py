@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recycle.edits import Edit, Split
-from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, fold, idle, parents
+from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, match
 from recycle.stats import Stats
 
 
@@ -50,18 +50,16 @@ class SplitDead:
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """Fold what the slots still say, then split the best live units into them."""
-        slots = idle(group, stats, self.tau)
-        chosen = parents(stats, slots, self.parent)
-        slots = slots[: len(chosen)]
-        if not len(slots):
+        chosen, slots, folds = match(group, stats, self.tau, self.parent)
+        if not slots:
             return []
         edit = Split(
-            chosen.tolist(),
-            slots.tolist(),
+            chosen,
+            slots,
             share=self.share,
             noise=self.noise,
             balanced=self.balanced and group.homogeneous,
             rescale=self.rescale and group.homogeneous,
             moments=self.moments,
         )
-        return [*fold(group, stats, slots), edit]
+        return [*folds, edit]
