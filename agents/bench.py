@@ -29,9 +29,9 @@ from agents.statistics import estimate
 class Overhead:
     """Time learn() with and without a RecycleCallback at its defaults, in alternating pairs."""
 
-    pairs: int = 12
+    pairs: int = 10
     """Pairs of runs for each algorithm and size."""
-    steps: int = 4096
+    steps: int = 8192
     """Environment steps of each run."""
     method: str = "split"
     """The method of the callback."""

@@ -139,13 +139,21 @@ class RecycleCallback(BaseCallback):
             early = self.num_timesteps < self.warmup
             self._event({name: r.observe() if early else r.step() for name, r in self.recyclers.items()})
 
+        for recycler in self.recyclers.values():
+            recycler.tracker.pause()  # no training pass comes from a rollout
+
+    def _on_rollout_end(self) -> None:
+        for recycler in self.recyclers.values():
+            recycler.tracker.resume()
+
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        if any(group.samples for r in self.recyclers.values() for group in r.report().groups.values()):
+        if any(recycler.tracker.samples for recycler in self.recyclers.values()):
             self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
-        self._save()
+        else:
+            self._save()
         for recycler in self.recyclers.values():
             recycler.detach()
 

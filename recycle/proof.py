@@ -196,11 +196,12 @@ def _randomised(
     with torch.no_grad():
         try:
             for tensor in tensors:
+                kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
                 if tensor.dim() > 1:
                     scale = (tensor[0].numel()) ** -0.5
-                    draw = torch.randn(tensor.shape, generator=generator, dtype=torch.double) * scale
+                    draw = torch.randn(tensor.shape, generator=generator, dtype=kind) * scale
                 else:
-                    draw = torch.rand(tensor.shape, generator=generator, dtype=torch.double) + 0.5
+                    draw = torch.rand(tensor.shape, generator=generator, dtype=kind) + 0.5
                     if signed and tensor.requires_grad:
                         draw.flatten()[::2] *= -1
                 tensor.copy_(draw)

@@ -152,7 +152,9 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     firsts = [int(units[kind_of == k].min()) for k in range(kinds.shape[1])]
     for k in sorted(range(kinds.shape[1]), key=firsts.__getitem__):
         members = units[kind_of == k]
-        axes = [(key, _index(vector, members), made) for key, vector, made in entries if (vector == members[0]).any()]
+        inside = torch.zeros(len(roots), dtype=torch.bool).index_fill_(0, members, True)
+        held = [entry for entry, number in zip(entries, kinds[:-1, k].tolist(), strict=True) if number]
+        axes = [(key, _index(vector, inside), made) for key, vector, made in held]
         incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
         outgoing = tuple(_consumer(module, key, index, labels, uses) for key, index, made in axes if not made)
         if not any(axis.role == "weight" for axis in incoming):
@@ -247,11 +249,11 @@ def _freeze_conflicts(
             freeze(vector, f"{name!r} is a buffer, which no optimizer trains")
 
 
-def _index(vector: Tensor, members: Tensor) -> Tensor:
-    """Positions of each member in ``vector``, ``(members, span)``."""
-    place = torch.isin(vector, members).nonzero()[:, 0]
+def _index(vector: Tensor, inside: Tensor) -> Tensor:
+    """Positions in ``vector`` of each unit that is ``inside`` a group, ``(units, span)``."""
+    place = inside[vector].nonzero()[:, 0]
     order = torch.argsort(vector[place], stable=True)
-    return place[order].reshape(len(members), -1)
+    return place[order].reshape(int(inside.sum()), -1)
 
 
 def _consumer(

@@ -6,7 +6,7 @@ the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, UnitGroup
-from recycle.stats import Gradients, Stats, Window, joined, largest, read, wide
+from recycle.stats import Gradients, Stats, Window, joined, largest, wide
 
 
 class Tracker:
@@ -57,6 +57,9 @@ class Tracker:
         self._weights: dict[str, Gradients] = {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
+        self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
+        self._incoming: dict[str, list[tuple[Tensor, int, Tensor | None]]] = {}
+        self._attached = self._paused = False
         self._steps = [0] * len(self.optimizers)
         self._root_calls = 0
         self._calls: dict[object, int] = {}  # by observation point, where neither steps nor root calls tell updates
@@ -65,7 +68,7 @@ class Tracker:
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
-            self._windows[group.name] = [Window(group.width) for _ in points]
+            self._windows[group.name] = [Window() for _ in points]
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
 
@@ -73,19 +76,30 @@ class Tracker:
 
     @property
     def attached(self) -> bool:
-        """Whether the hooks are installed."""
-        return bool(self._handles)
+        """Whether the tracker is watching."""
+        return self._attached
 
     def attach(self) -> None:
-        """Install the hooks; a second call does nothing."""
+        """Begin to watch; a second call does nothing."""
+        self._attached = True
         self._attach_to_optimizers()
-        if not self._handles:
-            self._attach_to_layers()
+        self._follow()
 
     def detach(self) -> None:
-        """Remove the hooks; what was seen stays."""
+        """Remove all hooks; what was seen stays."""
+        self._attached = self._paused = False
         self._detach(self._handles)
         self._detach(self._step_handles)
+
+    def pause(self) -> None:
+        """Take the hooks off the layers where no training pass can come, a rollout say, until :meth:`resume`."""
+        self._paused = True
+        self._follow()
+
+    def resume(self) -> None:
+        """End a :meth:`pause`."""
+        self._paused = False
+        self._follow()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -93,30 +107,50 @@ class Tracker:
 
         Between blocks the network carries no hook, so it can be copied, pickled and evaluated unseen.
         """
-        before = self.attached
+        before = self._attached
         self.attach()
         try:
             yield
         finally:
-            if not before:
-                self._detach(self._handles)
+            self._attached = before
+            self._follow()
+
+    def _follow(self) -> None:
+        """Hooks slow every pass down, so layers carry them only during updates that are sampled."""
+        due = not self.optimizers or self.passes % self.sample_every == 0
+        wanted = self._attached and not self._paused and due
+        if wanted and not self._handles:
+            self._attach_to_layers()
+        elif self._handles and not wanted:
+            self._detach(self._handles)
 
     def _attach_to_layers(self) -> None:
+        if not self._points:
+            self._points = list(self._observation_points())
         if not self.optimizers:
             self._handles.append(self.graph.module.register_forward_pre_hook(self._watch_pass))
+        for layer, hook, before in self._points:
+            if before:
+                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self._handles.append(layer.register_forward_hook(hook))
+
+    def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
+        """Layer, hook, and whether it watches the input (or else the output)."""
         for group in self.graph:
-            for number, (consumer, axis) in enumerate(group.observers()):
+            for (consumer, axis), window in zip(group.observers(), self._windows[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                hook = partial(self._watch_input, self._windows[group.name][number], index)
-                self._handles.append(consumer.register_forward_pre_hook(hook, with_kwargs=True))
-            for number, (producer, axis) in enumerate(group.producers()):
+                yield consumer, partial(self._watch_input, window, index), True
+            for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                hook_out = partial(self._watch_output, self._pre[group.name][number], index)
-                self._handles.append(producer.register_forward_hook(hook_out))
+                yield producer, partial(self._watch_output, seen, index), False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
             return
+        for group in self.graph:
+            own = [(group.tensor(axis.name), axis) for axis in group.incoming if axis.role == "weight"]
+            self._incoming[group.name] = [(w, axis.dim, _columns(axis.index, w, axis.dim)) for w, axis in own]
         for number, optimizer in enumerate(self.optimizers):
             self._step_handles.append(optimizer.register_step_pre_hook(partial(self._watch_step, number)))
 
@@ -160,34 +194,31 @@ class Tracker:
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
-            with torch.no_grad():
-                window.add(_per_unit(act.detach(), layer, index))
+            window.add(_per_unit(act.detach(), layer, index))
 
     def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
     def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
-        with torch.no_grad():
-            seen.add(_per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
+        values = _per_unit(wide(gradient.detach()), layer, index)
+        seen.add(values.abs().sum(0) / len(values))
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
         self._steps[number] = step + 1
+        if step % self.sample_every == 0:
+            self._watch_weights(optimizer)
         if number == 0:
             self.passes = step + 1
-        if step % self.sample_every:
-            return
+            self._follow()
+
+    def _watch_weights(self, optimizer: Optimizer) -> None:
         held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-        with torch.no_grad():
-            for group in self.graph:
-                rows = [
-                    weight.grad.detach().abs().movedim(axis.dim, 0).flatten(1).mean(1)[axis.index.to(weight.device)]
-                    for axis, weight in ((a, group.tensor(a.name)) for a in group.incoming if a.role == "weight")
-                    if id(weight) in held and weight.grad is not None
-                ]
-                if rows:
-                    self._weights[group.name].add(torch.cat(rows, 1).mean(1))
+        for name, weights in self._incoming.items():
+            rows = [_row_means(w.grad, dim, i) for w, dim, i in weights if w.grad is not None and id(w) in held]
+            if rows:
+                self._weights[name].add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -198,6 +229,11 @@ class Tracker:
                 window.clear()
             for seen in (*self._pre[group.name], self._weights[group.name]):
                 seen.clear()
+
+    @property
+    def samples(self) -> int:
+        """Values of each unit in the window, of the layer that was seen most."""
+        return max((w.count for windows in self._windows.values() for w in windows), default=0)
 
     def latest(self, group: UnitGroup) -> Tensor | None:
         """Up to 256 activations of the latest sampled pass, ``(values, width)``, or None."""
@@ -212,7 +248,7 @@ class Tracker:
         found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
         finite = True
         if samples:
-            found = joined([read(w) for w in windows])
+            found = joined([w.read() for w in windows])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
         return Stats(
             samples=samples,
@@ -265,8 +301,16 @@ def _columns(index: Tensor, tensor: Tensor, dim: int) -> Tensor | None:
     return None if whole else index.to(tensor.device)
 
 
+def _row_means(gradient: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    """Mean absolute gradient of each unit's elements, ``(width,)``."""
+    rows = wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
+    return rows if index is None else rows[index].mean(1)
+
+
 def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
     """Activations with the units last, one row for each sample and position: ``(values, width)``."""
+    if index is None and act.dim() == 2 and isinstance(layer, nn.Linear):
+        return act
     spatial = 0 if isinstance(layer, nn.Linear) else act.dim() - _channel_axis(layer, act) - 1
     flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
     if index is None:
