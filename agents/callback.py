@@ -88,6 +88,7 @@ class RecycleCallback(BaseCallback):
         """What every event saw and did, by network."""
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
+        self._since = 0  # steps from the last event to the end of the last learn()
         self._owner: BaseAlgorithm | None = None
         if not 0 < cap <= 1 or cooldown < 0 or sample_every < 1:
             raise ValueError(
@@ -117,9 +118,11 @@ class RecycleCallback(BaseCallback):
         Raises:
             ValueError: nothing can be recycled in this model, with the reasons.
         """
-        if self._owner is model:
-            return
         networks = networks_of(model)
+        if self._owner is model and all(self.recyclers[n.name].optimizers == n.optimizers for n in networks):
+            return
+        for recycler in self.recyclers.values():
+            recycler.detach()
         self.recyclers = self._build(networks, type(model).__name__)
         self._owner = model
         self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
@@ -128,7 +131,8 @@ class RecycleCallback(BaseCallback):
         _say_what_tanh_means(networks)
 
     def _on_training_start(self) -> None:
-        self._last_event = min(self._last_event, self.num_timesteps)
+        if self.num_timesteps < self._last_event + self._since:  # learn() counts from zero again: go on from here
+            self._last_event = self.num_timesteps - self._since
         for recycler in self.recyclers.values():
             recycler.attach()
         self._write_layout()
@@ -150,6 +154,7 @@ class RecycleCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        self._since = self.num_timesteps - self._last_event
         if any(recycler.tracker.samples for recycler in self.recyclers.values()):
             self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
         else:
@@ -208,7 +213,7 @@ class RecycleCallback(BaseCallback):
         for quantity, count in self._totals[network].items():
             self.logger.record(f"recycle/{network}/{quantity}", count)
         for name, group in report.groups.items():
-            for quantity in (*TOTALS, "dead_after", "effective_rank", "recycled", "re_died"):
+            for quantity in (*TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "re_died"):
                 value = float(getattr(group, quantity))
                 if not math.isnan(value):
                     self.logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=("stdout", "log"))
@@ -244,6 +249,7 @@ class RecycleCallback(BaseCallback):
         """Keep the state in a plain dict on the model, where SB3's own ``save`` picks it up."""
         self.model.recycle_state = {  # type: ignore[attr-defined]
             "last_event": self._last_event,
+            "since": self._since,
             "totals": {name: dict(counts) for name, counts in self._totals.items()},
             "recyclers": {name: r.state_dict() for name, r in self.recyclers.items()},
         }
@@ -259,7 +265,7 @@ class RecycleCallback(BaseCallback):
             warnings.warn(f"the model's recycling state is not used, statistics begin anew: {error}", stacklevel=2)
             self.recyclers = self._build(networks_of(model), type(model).__name__)
             return
-        self._last_event = state["last_event"]
+        self._last_event, self._since = state["last_event"], state["since"]
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 

@@ -171,7 +171,7 @@ def show(found: Sequence[Inspection]) -> None:
     console = Console()
     for part in found:
         table = Table(title=f"{part.network.name}: units over {_samples(part)} observations", title_justify="left")
-        table.add_column("layer")
+        table.add_column("layer", overflow="fold")
         for name in ("units", "dead", "dormant", "constant", "saturated", "dupl.", "rank"):
             table.add_column(name, justify="right", no_wrap=True)
         for group in part.graph:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def networks_of(model: BaseAlgorithm) -> list[Network]:
     """
     if isinstance(model, DQN):
         return [_dqn(model)]
-    if isinstance(model.policy, ActorCriticPolicy) and type(model).__name__ in ("PPO", "A2C"):
+    if isinstance(model, (PPO, A2C)) and isinstance(model.policy, ActorCriticPolicy):
         return [_actor_critic(model, model.policy)]
     raise ValueError(
         f"recycling is implemented for PPO, A2C and DQN, got {type(model).__name__}. "

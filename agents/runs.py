@@ -40,7 +40,12 @@ def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *
         if any(folder.iterdir()) and not (folder / "config.yaml").exists():
             raise FileExistsError(f"{folder} holds no run (no config.yaml), so --overwrite will not delete it")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(
+            f"--log-folder: {folder} cannot be made ({error.strerror}). Choose a folder you may write"
+        ) from error
     write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *words]) + "\n")
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 
 from agents import runs
 from agents.callback import RecycleCallback
-from agents.command_line import did_you_mean, pairs, reported
+from agents.command_line import MISTAKES, did_you_mean, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import make_env, parse
 
@@ -143,7 +143,8 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
     )
     if folder.exists() and not args.overwrite:
         raise FileExistsError(f"{folder} exists already. Pass --overwrite to replace it, or --tag NAME")
-    changes = [*parse(args.change, args.seed).change_points(args.n), args.n] if args.drift else [args.n]
+    schedule = parse(args.change, args.seed)
+    changes = [*schedule.change_points(args.n), args.n] if args.drift else [args.n]
     env = _vec_env(args)
     try:
         env.reset()  # a NaN at the very start leaves no trace
@@ -159,6 +160,8 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
         model.set_logger(configure(str(folder), ["csv", "tensorboard", *(["stdout"] if args.verbose else [])]))
         try:
             model.learn(args.n, callback=callbacks, progress_bar=args.progress)
+        except MISTAKES as error:
+            raise RuntimeError(f"{error} ({folder} keeps what was logged; --overwrite starts again)") from error
         finally:
             episodes.close()
         model.logger.close()

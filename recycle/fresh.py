@@ -56,7 +56,7 @@ def _reinitialised(layer: nn.Module, seed: int) -> dict[str, Tensor]:
     }
     twin._buffers = {k: None if b is None else b.detach().cpu().clone() for k, b in layer._buffers.items()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         reset(twin)
     return {k: t.detach() for k, t in (*twin._parameters.items(), *twin._buffers.items()) if t is not None}
 

@@ -170,6 +170,8 @@ class Graph:
         A name stands for itself and for everything below it (``"mlp_extractor"`` for
         ``"mlp_extractor.policy_net.0"``). A name that matches no group is an error.
         """
+        include = [include] if isinstance(include, str) else include
+        exclude = [exclude] if isinstance(exclude, str) else exclude
         for name in (*(include or ()), *(exclude or ())):
             if not any(_under(group, name) for group in self._groups):
                 raise ValueError(f"no group is called {name!r}; there are {', '.join(self._groups) or 'none'}")

@@ -74,6 +74,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.frozen: dict[int, str] = {}
         self.inexact: dict[int, str] = {}
         self.seen: set[str] = set()  # names of all operations that ran
+        self.reads: dict[str, int] = {}  # how many operations read each parameter
         self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
         self._rules, self._moves = rules, moves
         self._values: dict[int, frozenset[int]] = {}  # storage -> computed values that it holds
@@ -109,6 +110,10 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.removeprefix("aten::")
         self._versions = version
         self.seen.add(name)
+        for tensor in operands:
+            view = self.view_of(tensor)
+            if view is not None:
+                self.reads[view.name] = self.reads.get(view.name, 0) + 1
         self._note_constants(func, operands, out)
         if any(self._known(t) for t in operands) or name in _CONSTANTS:
             results = list(tensors_in(out))

@@ -61,14 +61,26 @@ def stable_rank(activations: Tensor) -> float:
 def duplicates(group: UnitGroup) -> Tensor:
     """Which units have a twin: another unit with the same incoming weights and bias up to scale, ``(width,)`` bool.
 
-    A dead fraction of zero with duplicates everywhere is no capacity.
+    A dead fraction of zero with duplicates everywhere is no capacity. A layer with few inputs has some by chance, so
+    compare with the value at the start.
     """
     units = torch.arange(group.width)
     with torch.no_grad():
         rows = [axis.read(group.tensor(axis.name), units).double().flatten(1) for axis in group.incoming
                 if axis.role in ("weight", "bias")]  # fmt: skip
-        table = torch.nn.functional.normalize(torch.cat(rows, 1), dim=1)
+        table = torch.nn.functional.normalize(torch.cat(rows, 1), dim=1).float()
         return ((table @ table.t()).fill_diagonal_(0) > TWIN).any(1).cpu()
+
+
+def resemblance(group: UnitGroup, units: Tensor, others: Tensor) -> Tensor:
+    """Cosine of the incoming weights and biases of ``units`` with those of ``others``, pair by pair: ``(units,)``."""
+    with torch.no_grad():
+        one, other = (
+            torch.cat([axis.read(group.tensor(axis.name), chosen).double().flatten(1) for axis in group.incoming
+                       if axis.role in ("weight", "bias")], 1)
+            for chosen in (units, others)
+        )  # fmt: skip
+        return torch.nn.functional.cosine_similarity(one, other).cpu()
 
 
 def _fraction(units: Tensor) -> float:

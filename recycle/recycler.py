@@ -42,6 +42,8 @@ class GroupReport:
     duplicates: float = math.nan
     recycled: int = 0
     """Units overwritten at this event."""
+    unparted: int = 0
+    """Units recycled from a parent that are still its copies: their incoming weights have a cosine above .98."""
     re_died: int = 0
     """Units recycled at an earlier event that were found dead again, each counted once."""
     note: str = ""
@@ -91,7 +93,9 @@ class Report:
         return json.dumps(self.to_dict())
 
     def __str__(self) -> str:
-        head = f"event {self.event}: {self.recycled} units recycled, {self.fraction('dead'):.1%} were dead"
+        dead = self.fraction("dead")
+        seen = "nothing was observed" if math.isnan(dead) else f"{dead:.1%} were dead"
+        head = f"event {self.event}: {self.recycled} units recycled, {seen}"
         size = max(map(len, self.groups), default=0)
         lines = [
             f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}  dormant {g.dormant:6.1%}  "
@@ -161,6 +165,7 @@ class Recycler:
         self.events = 0
         self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
         self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
+        self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
         self._firing: dict[str, Tensor] = {}
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -246,6 +251,8 @@ class Recycler:
             made: list[Edit] = []
             if not note and edit:
                 made, note = self._edit(group, stats)
+            if made and not group.exact:
+                note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
             groups[group.name] = self._report(group, stats, made, note)
             self._book(group, stats, made)
@@ -313,13 +320,16 @@ class Recycler:
         """Health before the edits, and what they did."""
         slots = sorted({slot for edit in edits for slot in edit.slots})
         health: dict[str, float] = {}
-        again = 0
+        again = unparted = 0
         if stats.samples and stats.finite:
             self._firing[group.name] = stats.firing_rate
             again = int((self._newborn[group.name] & stats.dead).sum())
             left = stats.dead.clone()
             left[slots] = False
             seen = self.tracker.latest(group)
+            children = (self._parent[group.name] >= 0).nonzero()[:, 0]
+            copies = metrics.resemblance(group, children, self._parent[group.name][children]) > metrics.TWIN
+            unparted = int(copies.sum())
             health = {
                 "dead": metrics.dead(stats),
                 "dead_after": float(left.double().mean()),
@@ -330,7 +340,9 @@ class Recycler:
                 "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
                 "duplicates": float(metrics.duplicates(group).double().mean()),
             }
-        return GroupReport(group.width, stats.samples, **health, recycled=len(slots), re_died=again, note=note)
+        return GroupReport(
+            group.width, stats.samples, **health, recycled=len(slots), unparted=unparted, re_died=again, note=note
+        )
 
     def _book(self, group: UnitGroup, stats: Stats, edits: list[Edit]) -> None:
         """Ages and who was recycled when: what the next events go by."""
@@ -338,6 +350,11 @@ class Recycler:
         if stats.samples and stats.finite:
             self._newborn[group.name] &= ~stats.dead
         self._newborn[group.name][slots] = True
+        parent = self._parent[group.name]
+        parent[torch.isin(parent, torch.tensor(slots, dtype=torch.long))] = -1  # the parent itself is another unit now
+        for edit in edits:
+            if not isinstance(edit, Fold):
+                parent[list(edit.slots)] = torch.tensor(edit.parents or -1, dtype=torch.long)
         self._recycled_at[group.name][slots] = self.events
         self.tracker.born[group.name][slots] = self.tracker.passes
 
@@ -350,6 +367,7 @@ class Recycler:
             "tracker": self.tracker.state_dict(),
             "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
+            "parent": {k: v.clone() for k, v in self._parent.items()},
             "generator": self.generator.get_state(),
             "batch": self._batch,
         }
@@ -364,6 +382,7 @@ class Recycler:
         self.events = int(state["events"])
         self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
+        self._parent = {k: v.clone() for k, v in state["parent"].items()}
         self.generator.set_state(state["generator"])
         self._batch = state["batch"]
 

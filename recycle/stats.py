@@ -121,7 +121,7 @@ class Window:
     def add(self, act: Tensor) -> None:
         """Add ``act`` of shape ``(values, width)``."""
         self.waiting.append(act.clone())
-        self.latest = self.waiting[-1][:_KEPT]
+        self.latest = self.waiting[-1][:: max(1, len(act) // _KEPT)][:_KEPT]  # spread over the whole batch
         if len(self.waiting) == _WAITING or act.numel() > _SMALL:
             self._take_moments()
 

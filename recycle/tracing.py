@@ -268,7 +268,7 @@ def _consumer(
         owner, _, leaf = columns.biases[0].rpartition(".")
         held = getattr(module.get_submodule(owner), leaf)
         whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]
-        alone = sum(columns.biases[0] in other.biases for other in labels.columns.values()) == 1
+        alone = labels.reads[columns.biases[0]] == columns.calls  # no other use would see what a fold adds
         bias = columns.biases[0] if whole and alone and held.requires_grad else None
     hooked = uses.get(name.rpartition(".")[0], 0) == columns.calls
     return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked)

@@ -453,8 +453,16 @@ def test_an_interrupted_learn_does_not_hook_twice():
 def test_learn_again_from_step_zero_keeps_the_schedule(tmp_path):
     model, callback = ppo(), recycler(method="monitor", edits=tmp_path / "edits.jsonl")
     model.learn(256, callback=callback)
-    model.learn(256, callback=callback)  # the clock starts at 0 again
-    assert [line["step"] for line in lines(tmp_path / "edits.jsonl")] == [128, 256, 128, 256]
+    model.learn(256, callback=callback)  # the clock starts at 0 again, and the event due at 256 comes first
+    assert [line["step"] for line in lines(tmp_path / "edits.jsonl")] == [128, 256, 0, 128, 256]
+
+
+def test_chunks_shorter_than_the_interval_add_up():
+    model, callback = ppo(), recycler(method="monitor", every=256)
+    for _ in range(6):
+        model.learn(128, callback=callback)  # each counts from 0 again
+    edited = [report["policy"].event for report in callback.reports]
+    assert len(edited) == 6 + 2  # the last look of each learn, and an event before the third and the fifth
 
 
 def test_one_callback_for_two_models_watches_the_second():
