@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch import nn
 
 import recycle
@@ -39,7 +39,8 @@ class RecycleCallback(BaseCallback):
     Args:
         method: a name in :data:`recycle.METHODS`, or ``"my_module:MyMethod"``.
         method_kwargs: the method's own options.
-        every: environment steps (of all copies together) from event to event.
+        every: environment steps (of all copies together) from event to event. Events fall between a training phase
+            and the next rollout, so ``learn(n)`` with ``every=n`` ends before the first.
         warmup: environment steps before the first edit; events before it only report.
         cooldown: events for which a unit that was just recycled is left alone.
         cap: largest part of a layer's units that one event may recycle, in (0, 1].
@@ -190,35 +191,36 @@ class RecycleCallback(BaseCallback):
 
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
+        logger = Logger(self.logger.get_dir(), self.logger.output_formats)  # a row of our own: theirs is half full
         for name, report in reports.items():
             self._totals[name]["recycled"] += report.recycled
             self._totals[name]["re_died"] += report.re_died
-            self._record(name, report)
+            self._record(logger, name, report)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
         self._write_edits(reports)
         self._save()
         infos = self.locals.get("infos")
         if infos and "drift/task" in infos[0]:
-            self.logger.record("drift/task", int(infos[0]["drift/task"]), exclude=("stdout", "log"))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)
+            logger.record("drift/task", int(infos[0]["drift/task"]), exclude=("stdout", "log"))
+        logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        logger.dump(self.num_timesteps)
 
-    def _record(self, network: str, report: Report) -> None:
+    def _record(self, logger: Logger, network: str, report: Report) -> None:
         for quantity in TOTALS:
             value = report.fraction(quantity)
             if not math.isnan(value):
                 shown = () if quantity in ("dead", "dormant") else ("stdout", "log")
-                self.logger.record(f"recycle/{network}/{quantity}", value, exclude=shown)
+                logger.record(f"recycle/{network}/{quantity}", value, exclude=shown)
         for quantity, count in self._totals[network].items():
-            self.logger.record(f"recycle/{network}/{quantity}", count)
+            logger.record(f"recycle/{network}/{quantity}", count)
         for name, group in report.groups.items():
             for quantity in (*TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "re_died"):
                 value = float(getattr(group, quantity))
                 if not math.isnan(value):
-                    self.logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=("stdout", "log"))
+                    logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=("stdout", "log"))
         for name, values in self.recyclers[network].histograms().items():
-            self.logger.record(f"recycle/{network}/{name}", values, exclude=_ONLY_TENSORBOARD)
+            logger.record(f"recycle/{network}/{name}", values, exclude=_ONLY_TENSORBOARD)
 
     def _write_edits(self, reports: dict[str, Report]) -> None:
         folder = self.logger.get_dir()

@@ -125,6 +125,17 @@ class UnitGroup:
             found.append((consumer, axis))
         return found
 
+    def norms(self) -> list[tuple[nn.Module, Axis]]:
+        """Normalisations that mix these units: the only place to see what an activation before them gave."""
+        found = []
+        for axis in self.incoming:
+            owner, _, leaf = axis.name.rpartition(".")
+            layer = self.module.get_submodule(owner)
+            own = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
+            if not self.exact and own and leaf == "weight" and self.tensor(axis.name).dim() == 1:
+                found.append((layer, axis))
+        return found
+
     def producers(self) -> list[tuple[nn.Module, Axis]]:
         """The layers whose outputs are the units' pre-activations, several where branches are summed."""
         found = []

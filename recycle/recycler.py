@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,11 @@ from recycle.methods import Method
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
 from recycle.track import Tracker, peak
+
+_NO_OPTIMIZER = (
+    "this Recycler edits weights and knows no optimizer: momentum and second moments stay those of the units that were "
+    "overwritten. Pass optimizers=[...]"
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,7 @@ class Recycler:
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
         self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
         self.events = 0
+        self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
         self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
         self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
         self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
@@ -258,6 +265,7 @@ class Recycler:
             self._book(group, stats, made)
         if not keep_window:
             self.tracker.clear()
+            self._windows += 1
         self.events += 1
         return Report(self.events, groups, tuple(edits))
 
@@ -288,6 +296,8 @@ class Recycler:
                 check(edit, group, **held)
             allowed, note = self._allowed(group, wanted)
             edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
+            if edits and not self.optimizers:
+                warnings.warn(_NO_OPTIMIZER, stacklevel=5)
             with all_or_none(group, **held):
                 for edit in edits:
                     apply(edit, group, **held, generator=self.generator, init=self.init)
@@ -300,7 +310,7 @@ class Recycler:
         slots = list(dict.fromkeys(slot for edit in edits for slot in edit.slots))
         wanted = torch.tensor(slots, dtype=torch.long)
         last = self._recycled_at[group.name][wanted]
-        ready = wanted[(last < 0) | (self.events - last > self.cooldown)]
+        ready = wanted[(last < 0) | (self._windows - last > self.cooldown)]
         notes = [f"{len(slots) - len(ready)} cooling down"] * (len(ready) < len(slots))
         soft = [module for module, tau in self.targets if tau < 1]
         if len(ready) and soft:
@@ -355,7 +365,7 @@ class Recycler:
         for edit in edits:
             if not isinstance(edit, Fold):
                 parent[list(edit.slots)] = torch.tensor(edit.parents or -1, dtype=torch.long)
-        self._recycled_at[group.name][slots] = self.events
+        self._recycled_at[group.name][slots] = self._windows
         self.tracker.born[group.name][slots] = self.tracker.passes
 
     # -- state ---------------------------------------------------------------------------------------------
@@ -364,12 +374,13 @@ class Recycler:
         """Windows, ages, books and the generator, as plain tensors and numbers."""
         return {
             "events": self.events,
+            "windows": self._windows,
             "tracker": self.tracker.state_dict(),
             "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
             "parent": {k: v.clone() for k, v in self._parent.items()},
             "generator": self.generator.get_state(),
-            "batch": self._batch,
+            "batch": _moved(self._batch, torch.device("cpu")),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -379,12 +390,22 @@ class Recycler:
             ValueError: the state belongs to other groups.
         """
         self.tracker.load_state_dict(state["tracker"])
-        self.events = int(state["events"])
+        self.events, self._windows = int(state["events"]), int(state["windows"])
         self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self._parent = {k: v.clone() for k, v in state["parent"].items()}
         self.generator.set_state(state["generator"])
-        self._batch = state["batch"]
+        tensors = [t for t in self.graph.module.parameters()]
+        self._batch = _moved(state["batch"], tensors[0].device) if tensors else state["batch"]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Nested tensors on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _check_method(method: Any) -> None:

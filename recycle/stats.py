@@ -10,8 +10,8 @@ from torch import Tensor
 
 _KEPT = 256
 """Rows of activations kept of the latest sampled pass, for effective rank."""
-_WAITING, _SMALL = 16, 2**16
-"""So many passes wait, at most, until their moments are taken together; passes of more numbers than that do not."""
+_BUFFER = 2**15
+"""Numbers of a layer that wait, at most, until their moments are taken together; larger passes do not wait."""
 _MERGED = 256
 """Moments that are kept apart at most."""
 
@@ -46,6 +46,9 @@ class Stats:
     """L1 norm of the outgoing weights: how much the consumers listen."""
     finite: bool = True
     """False if a NaN or an infinity was seen; such a window says nothing."""
+    settled: Tensor | None = None
+    """Bool: where False, a constant unit has another value in evaluation mode (running statistics still move
+    towards it), so it cannot be folded yet. None: nowhere."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 
@@ -76,67 +79,98 @@ def largest(seen: list[Tensor], missing: Tensor) -> Tensor:
     return torch.stack(seen).amax(0) if seen else missing
 
 
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+def _copied(values: Tensor) -> Tensor:
+    """On the CPU, so that what is saved on a GPU loads anywhere."""
+    return values.to("cpu", copy=True)
 
 
 class Window:
     """What one observation point saw, on the device of the activations.
 
-    A pass is only copied; moments are taken of several small passes at once, and merged when the window is read.
+    A small pass is only copied into a buffer; moments are taken when that is full or read, and merged when the
+    window is read. Nothing large is allocated on the way, which on a CPU costs more than all the sums.
     """
 
     def __init__(self) -> None:
+        self.buffer = self.scratch = torch.empty(0, 0)
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self.waiting: list[Tensor] = []  # copies of passes whose moments are still to be taken
+        self.filled = 0  # rows of the buffer whose moments are still to be taken
         self.counts: list[int] = []
         self.moments: list[tuple[Tensor, ...]] = []  # fired, sum |a|, sum, squared deviations, min, max
-        self.latest: Tensor | None = None
+        self._last: Tensor | None = None
+
+    @property
+    def latest(self) -> Tensor | None:
+        """Up to 256 activations of the latest pass, spread over the whole batch: ``(values, width)``, or None."""
+        return None if self._last is None else _thinned(self._last)
 
     @property
     def count(self) -> int:
         """Values of each unit seen so far."""
-        return sum(self.counts) + sum(map(len, self.waiting))
+        return sum(self.counts) + self.filled
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
-        moments = [torch.stack(of_passes) for of_passes in zip(*self.moments, strict=True)]
+        moments = [torch.stack(of_passes).cpu() for of_passes in zip(*self.moments, strict=True)]
         return {
-            "waiting": [t.clone() for t in self.waiting],
+            "waiting": _copied(self.buffer[: self.filled]) if self.filled else None,
             "counts": list(self.counts),
             "moments": moments,
-            "latest": None if self.latest is None else self.latest.clone(),
+            "latest": None if self.latest is None else _copied(self.latest),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from :meth:`state`."""
-        self.waiting = [t.clone() for t in state["waiting"]]
+        self.clear()
         self.counts = list(state["counts"])
-        self.moments = list(zip(*(t.clone().unbind() for t in state["moments"]), strict=True))
-        self.latest = None if state["latest"] is None else state["latest"].clone()
+        self.moments = list(zip(*(t.to(device, copy=True).unbind() for t in state["moments"]), strict=True))
+        if state["waiting"] is not None:
+            waiting = state["waiting"].to(device)
+            self._room_for(waiting)
+            self._keep(waiting)
+        self._last = None if state["latest"] is None else state["latest"].to(device, copy=True)
 
     def add(self, act: Tensor) -> None:
         """Add ``act`` of shape ``(values, width)``."""
-        self.waiting.append(act.clone())
-        self.latest = self.waiting[-1][:: max(1, len(act) // _KEPT)][:_KEPT]  # spread over the whole batch
-        if len(self.waiting) == _WAITING or act.numel() > _SMALL:
+        if act.numel() > _BUFFER:
             self._take_moments()
+            self._last = _thinned(act).clone()
+            self._add_moments(wide(act), None)
+            return
+        self._room_for(act)
+        self._last = self._keep(act)
+
+    def _room_for(self, act: Tensor) -> None:
+        if self.filled + len(act) > len(self.buffer):
+            self._take_moments()
+        if len(act) > len(self.buffer) or self.buffer.device != act.device:
+            rows = _BUFFER // act.shape[1]
+            self.buffer = torch.empty(rows, act.shape[1], dtype=wide(act[:0]).dtype, device=act.device)
+            self.scratch = torch.empty_like(self.buffer)
+
+    def _keep(self, act: Tensor) -> Tensor:
+        kept = self.buffer[self.filled : self.filled + len(act)].copy_(act)
+        self.filled += len(act)
+        return kept
 
     def _take_moments(self) -> None:
-        if not self.waiting:
-            return
-        act = wide(torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0])
+        if self.filled:
+            self._add_moments(self.buffer[: self.filled], self.scratch[: self.filled])
+            self.filled = 0
+
+    def _add_moments(self, act: Tensor, scratch: Tensor | None) -> None:
         total = act.sum(0)
-        spread = (act - total / len(act)).square_().sum(0)  # var_mean, aminmax, count_nonzero are ten times slower
-        fired = act.sign().abs_().sum(0)
+        scratch = torch.sub(act, total / len(act), out=scratch)
+        spread = scratch.square_().sum(0)  # var_mean, aminmax and count_nonzero are ten times slower
+        fired = torch.sign(act, out=scratch).abs_().sum(0)
+        size = torch.abs(act, out=scratch).sum(0)
         self.counts.append(len(act))
-        self.moments.append((fired, act.abs().sum(0), total, spread, act.amin(0), act.amax(0)))
-        self.waiting = []
+        self.moments.append((fired, size, total, spread, act.amin(0), act.amax(0)))
         if len(self.counts) == _MERGED:
-            self.moments, self.counts = [self.merged()], [self.count]
+            self.moments, self.counts = [self.merged()], [sum(self.counts)]
 
     def merged(self) -> tuple[Tensor, ...]:
         """The moments of all passes as those of one (parallel variance, Chan et al. 1979)."""
@@ -174,12 +208,14 @@ class Gradients:
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
-        return {"passes": torch.stack(self.passes) if self.passes else None, "earlier": _cloned(self.earlier)}
+        passes = torch.stack(self.passes).cpu() if self.passes else None
+        return {"passes": passes, "earlier": None if self.earlier is None else _copied(self.earlier)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from :meth:`state`."""
-        self.passes = [] if state["passes"] is None else list(state["passes"].clone().unbind())
-        self.earlier = _cloned(state["earlier"])
+        passes, earlier = state["passes"], state["earlier"]
+        self.passes = [] if passes is None else list(passes.to(device, copy=True).unbind())
+        self.earlier = None if earlier is None else earlier.to(device, copy=True)
 
     def add(self, values: Tensor) -> None:
         """Add one pass, ``(width,)``."""
@@ -202,6 +238,11 @@ class Gradients:
             return torch.full((width,), float("nan"), dtype=torch.double)
         values = total.cpu().double()
         return values[1:] / values[0]
+
+
+def _thinned(act: Tensor) -> Tensor:
+    """At most 256 rows, spread over all of them; a view."""
+    return act[:: max(1, len(act) // _KEPT)][:_KEPT]
 
 
 def _exact(values: Tensor) -> torch.dtype:

@@ -52,14 +52,16 @@ class Tracker:
         """Updates so far: steps of the first optimizer, or training passes where no optimizer was given."""
         self.born: dict[str, Tensor] = {}
         """The pass at which each unit was last recycled, ``(width,)``."""
-        self._windows: dict[str, list[Window]] = {}
+        self._windows: dict[str, list[Window]] = {}  # of the consumers' inputs, then of the normalisations'
+        self._consumers: dict[str, int] = {}
         self._pre: dict[str, list[Gradients]] = {}
         self._weights: dict[str, Gradients] = {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
-        self._incoming: dict[str, list[tuple[Tensor, int, Tensor | None]]] = {}
+        self._incoming: list[list[tuple[Gradients, list[tuple[Tensor, int, Tensor | None]]]]] = []
         self._attached = self._paused = False
+        self._resumed_at, self._between_pauses = 0, -1  # in updates; tells when the next pause is to be expected
         self._steps = [0] * len(self.optimizers)
         self._root_calls = 0
         self._calls: dict[object, int] = {}  # by observation point, where neither steps nor root calls tell updates
@@ -68,7 +70,8 @@ class Tracker:
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
-            self._windows[group.name] = [Window() for _ in points]
+            self._windows[group.name] = [Window() for _ in (*points, *group.norms())]
+            self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
 
@@ -94,11 +97,13 @@ class Tracker:
     def pause(self) -> None:
         """Take the hooks off the layers where no training pass can come, a rollout say, until :meth:`resume`."""
         self._paused = True
+        self._between_pauses = self.passes - self._resumed_at
         self._follow()
 
     def resume(self) -> None:
         """End a :meth:`pause`."""
         self._paused = False
+        self._resumed_at = self.passes
         self._follow()
 
     @contextmanager
@@ -118,7 +123,7 @@ class Tracker:
     def _follow(self) -> None:
         """Hooks slow every pass down, so layers carry them only during updates that are sampled."""
         due = not self.optimizers or self.passes % self.sample_every == 0
-        wanted = self._attached and not self._paused and due
+        wanted = due and self._attached and not self._paused
         if wanted and not self._handles:
             self._attach_to_layers()
         elif self._handles and not wanted:
@@ -138,7 +143,8 @@ class Tracker:
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
         """Layer, hook, and whether it watches the input (or else the output)."""
         for group in self.graph:
-            for (consumer, axis), window in zip(group.observers(), self._windows[group.name], strict=True):
+            watched = (*group.observers(), *group.norms())
+            for (consumer, axis), window in zip(watched, self._windows[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 yield consumer, partial(self._watch_input, window, index), True
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
@@ -148,11 +154,18 @@ class Tracker:
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
             return
-        for group in self.graph:
-            own = [(group.tensor(axis.name), axis) for axis in group.incoming if axis.role == "weight"]
-            self._incoming[group.name] = [(w, axis.dim, _columns(axis.index, w, axis.dim)) for w, axis in own]
+        self._incoming = [list(self._weights_of(optimizer)) for optimizer in self.optimizers]
         for number, optimizer in enumerate(self.optimizers):
             self._step_handles.append(optimizer.register_step_pre_hook(partial(self._watch_step, number)))
+
+    def _weights_of(self, optimizer: Optimizer) -> Iterator[tuple[Gradients, list[tuple[Tensor, int, Tensor | None]]]]:
+        """The incoming weights of each group that this optimizer updates: parameter, axis, and the units' entries."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for group in self.graph:
+            axes = [(axis, group.tensor(axis.name)) for axis in group.incoming if axis.role == "weight"]
+            own = [(w, axis.dim, _columns(axis.index, w, axis.dim)) for axis, w in axes if id(w) in held]
+            if own:
+                yield self._weights[group.name], own
 
     @staticmethod
     def _detach(handles: list[Any]) -> None:
@@ -201,24 +214,25 @@ class Tracker:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
     def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
-        values = _per_unit(wide(gradient.detach()), layer, index)
-        seen.add(values.abs().sum(0) / len(values))
+        seen.add(_per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
         self._steps[number] = step + 1
         if step % self.sample_every == 0:
-            self._watch_weights(optimizer)
+            self._watch_weights(number)
         if number == 0:
             self.passes = step + 1
-            self._follow()
+            if self._paused or self.passes - self._resumed_at != self._between_pauses:  # or else a pause comes next
+                self._follow()
+            else:
+                self._detach(self._handles)
 
-    def _watch_weights(self, optimizer: Optimizer) -> None:
-        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-        for name, weights in self._incoming.items():
-            rows = [_row_means(w.grad, dim, i) for w, dim, i in weights if w.grad is not None and id(w) in held]
+    def _watch_weights(self, number: int) -> None:
+        for seen, weights in self._incoming[number]:
+            rows = [_row_means(w.grad, dim, i) for w, dim, i in weights if w.grad is not None]
             if rows:
-                self._weights[name].add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
+                seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -248,7 +262,7 @@ class Tracker:
         found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
         finite = True
         if samples:
-            found = joined([w.read() for w in windows])
+            found = self._active([w.read() for w in windows], self._consumers[group.name])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
         return Stats(
             samples=samples,
@@ -259,14 +273,23 @@ class Tracker:
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
             outgoing_norm=_norm(group, group.outgoing, 1),
             finite=finite,
+            settled=_settled(group),
             generator=generator,
         )
+
+    @staticmethod
+    def _active(seen: list[dict[str, Tensor]], consumers: int) -> dict[str, Tensor]:
+        """The units as their activation leaves them: behind a normalisation across units nothing looks dead, and
+        before one that precedes the activation nothing does either, so it is where they fire least."""
+        places = [joined(part) for part in (seen[:consumers], seen[consumers:]) if part]
+        return min(places, key=lambda place: float(place["firing_rate"].mean()))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
         return {
             "passes": self.passes,
             "steps": list(self._steps),
+            "pauses": [self._resumed_at, self._between_pauses],
             "root_calls": self._root_calls,
             "born": {k: v.clone() for k, v in self.born.items()},
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
@@ -285,14 +308,28 @@ class Tracker:
         if widths != mine:
             raise ValueError(f"the state was saved for the groups {widths}, this graph has {mine}")
         self.passes, self._steps = int(state["passes"]), list(state["steps"])
+        self._resumed_at, self._between_pauses = state["pauses"]
         self._root_calls = int(state["root_calls"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
         for name, windows in self._windows.items():
+            device = self.graph[name].tensor(self.graph[name].incoming[0].name).device
             for window, saved in zip(windows, state["windows"][name], strict=True):
-                window.load(saved)
+                window.load(saved, device)
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
-                seen.load(kept)
-            self._weights[name].load(state["weights"][name])
+                seen.load(kept, device)
+            self._weights[name].load(state["weights"][name], device)
+
+
+def _settled(group: UnitGroup) -> Tensor | None:
+    """Where running variances have come down to nothing, as those of a constant do, and the means with them."""
+    units, settled = torch.arange(group.width), None
+    for axis in group.incoming:
+        owner, _, leaf = axis.name.rpartition(".")
+        eps = getattr(group.module.get_submodule(owner), "eps", None)
+        if leaf == "running_var" and eps is not None:
+            largest_of = axis.read(group.tensor(axis.name), units).flatten(1).amax(1).cpu()
+            settled = (largest_of <= 1e-6 * eps) & (True if settled is None else settled)
+    return settled
 
 
 def _columns(index: Tensor, tensor: Tensor, dim: int) -> Tensor | None:
@@ -309,9 +346,9 @@ def _row_means(gradient: Tensor, dim: int, index: Tensor | None) -> Tensor:
 
 def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
     """Activations with the units last, one row for each sample and position: ``(values, width)``."""
-    if index is None and act.dim() == 2 and isinstance(layer, nn.Linear):
+    if index is None and act.dim() == 2:
         return act
-    spatial = 0 if isinstance(layer, nn.Linear) else act.dim() - _channel_axis(layer, act) - 1
+    spatial = act.dim() - _unit_axis(layer, act) - 1
     flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
     if index is None:
         return flat
@@ -319,9 +356,11 @@ def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
     return flat[:, index.flatten()].reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
 
 
-def _channel_axis(layer: nn.Module, act: Tensor) -> int:
-    """Axis of the channels: the layer's kernel says how many spatial axes follow."""
-    return act.dim() - len(layer.kernel_size) - 1  # type: ignore[arg-type]
+def _unit_axis(layer: nn.Module, act: Tensor) -> int:
+    """Axis of the features or channels: a convolution's kernel says how many spatial axes follow."""
+    if isinstance(layer, nn.GroupNorm):
+        return 1
+    return act.dim() - len(getattr(layer, "kernel_size", ())) - 1
 
 
 def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:

@@ -52,10 +52,11 @@ def match(group: Units, stats: Stats, tau: float, by: Parent) -> tuple[list[int]
 def idle(group: Units, stats: Stats, tau: float) -> Tensor:
     """Units to recycle, the deadest first: dead ones, and with ``tau`` > 0 those whose score is at most ``tau``.
 
-    A dead unit whose constant is not zero is left out where it cannot be folded into its consumers' biases:
-    overwriting it would change the output.
+    A dead unit whose constant is not zero is left out where it cannot be folded into its consumers' biases (yet:
+    behind a BatchNorm whose running statistics still move): overwriting it would change the output.
     """
-    stuck = stats.dead & (stats.maximum != 0) & (group.why_not_foldable != "")
+    loose = torch.zeros_like(stats.dead) if stats.settled is None else ~stats.settled
+    stuck = stats.dead & (stats.maximum != 0) & (loose | (group.why_not_foldable != ""))
     chosen = (stats.dead & ~stuck) | (~stats.dead & (stats.score <= tau) & (tau > 0))
     units = chosen.nonzero()[:, 0]
     return units[torch.argsort(stats.score[units], stable=True)]

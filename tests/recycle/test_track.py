@@ -459,12 +459,12 @@ def test_hooks_never_wait_for_the_device() -> None:
     x = rand(5, 1, 3, 3)
     graph = recycle.trace(net, lambda: net(x))
     with Tracker(graph, optimizers=[optimizer], sample_every=1), _Operations() as seen:
-        for _ in range(20):
+        for _ in range(600):
             optimizer.zero_grad()
             net(x).square().mean().backward()
             optimizer.step()
     waits = {"_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2"}
-    assert "amax" in seen.names  # the hooks did run, and took the moments of 16 passes
+    assert "amax" in seen.names  # the hooks did run, and took moments
     assert not waits & set(seen.names)
 
 
