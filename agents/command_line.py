@@ -1,11 +1,10 @@
-"""What the scripts share: ``key:value`` words, suggestions for misspelt names, and one line for a user's mistake."""
+"""What the scripts share: ``key:value`` words, and one line for a user's mistake."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -47,10 +46,3 @@ def pairs(words: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[key] = value
     return found
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the one that was meant, or all there are."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

@@ -26,9 +26,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 
 from agents import runs
 from agents.callback import RecycleCallback
-from agents.command_line import MISTAKES, did_you_mean, pairs, reported
+from agents.command_line import MISTAKES, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import make_env, parse
+from recycle.names import did_you_mean
 
 ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN}
 
@@ -131,7 +132,7 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
         importlib.import_module(package)
     if args.num_threads is not None:
         torch.set_num_threads(args.num_threads)
-    torch.device("cpu" if args.device == "auto" else args.device)  # refuses a name that is none
+    _check_device(args.device)
     folder = runs.run_folder(
         args.log_folder,
         env=args.env,
@@ -164,6 +165,9 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
             raise RuntimeError(f"{error} ({folder} keeps what was logged; --overwrite starts again)") from error
         finally:
             episodes.close()
+            for callback in callbacks:
+                if isinstance(callback, Evaluation):
+                    callback.env.close()
         model.logger.close()
         runs.save_model(model, folder / "model.zip")
     finally:
@@ -171,9 +175,15 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
     return folder
 
 
+def _check_device(name: str) -> None:
+    kind = torch.device("cpu" if name == "auto" else name).type  # refuses a name that is none
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch {torch.__version__} finds no GPU here. Pass --device cpu or auto")
+
+
 def _check(args: Args) -> None:
     if args.algo not in ALGOS:
-        raise ValueError(f"--algo is one of {', '.join(ALGOS)}, got {args.algo!r}{did_you_mean(args.algo, ALGOS)}")
+        raise ValueError(f"no algorithm {args.algo!r} for --algo: {did_you_mean(args.algo, ALGOS)}")
     counts = {"n-timesteps": args.n, "every": args.every, "n-envs": args.n_envs, "eval-episodes": args.eval_episodes}
     for name, value in counts.items():
         if value < 1:
@@ -243,7 +253,7 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     defaults = inspect.signature(kind.__init__).parameters
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{args.algo} has no hyperparameter {name!r}{did_you_mean(name, known)}")
+            raise ValueError(f"{args.algo} has no hyperparameter {name!r}: {did_you_mean(name, known)}")
         default = defaults[name].default
         if isinstance(default, (int, float)) and isinstance(value, str):
             raise ValueError(f"{args.algo}'s {name} is a number (by default {default}), got {value!r}")
@@ -276,7 +286,7 @@ def _policy(space: spaces.Space[Any]) -> str:
 def _activation(name: str) -> type[torch.nn.Module]:
     layers = {k.lower(): v for k, v in vars(torch.nn.modules.activation).items() if isinstance(v, type)}
     if name.lower() not in layers:
-        raise ValueError(f"torch.nn has no activation {name!r}{did_you_mean(name.lower(), layers)}")
+        raise ValueError(f"torch.nn has no activation {name!r}: {did_you_mean(name, layers)}")
     return layers[name.lower()]
 
 

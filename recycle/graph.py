@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from recycle.names import did_you_mean
+
 
 class NotRecyclable(ValueError):
     """An edit was refused: what was asked, why it cannot be done exactly, what to do instead."""
@@ -172,7 +174,7 @@ class Graph:
         if name in self.frozen:
             raise KeyError(f"{name!r} is frozen: {self.frozen[name]}")
         if name not in self._groups:
-            raise KeyError(f"no group {name!r}; there are {', '.join(self._groups) or 'none'}")
+            raise KeyError(f"no group {name!r}; {did_you_mean(name, self._groups)}")
         return self._groups[name]
 
     def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Graph:
@@ -185,7 +187,7 @@ class Graph:
         exclude = [exclude] if isinstance(exclude, str) else exclude
         for name in (*(include or ()), *(exclude or ())):
             if not any(_under(group, name) for group in self._groups):
-                raise ValueError(f"no group is called {name!r}; there are {', '.join(self._groups) or 'none'}")
+                raise ValueError(f"no group is called {name!r}; {did_you_mean(name, self._groups)}")
         kept = [
             group
             for group in self

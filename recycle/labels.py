@@ -82,6 +82,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: list[Tensor] = []  # labels of each computed value
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
         self._owners: dict[int, list[tuple[str, Tensor]]] = {}  # storage -> parameters that live in it
+        self._views: dict[Any, View | None] = {}
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._parents: list[int] = [0]
@@ -91,7 +92,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             self._owners.setdefault(_storage(tensor), []).append((name, tensor))
         for layer in module.modules():
-            for tensor in tensors_in(list(vars(layer).values())):
+            for tensor in tensors_in([value for key, value in vars(layer).items() if key not in _REGISTERED]):
                 self._constants[_storage(tensor)] = tensor  # kept by the module outside of its buffers
 
     # -- the mode ------------------------------------------------------------------------------------------
@@ -100,13 +101,14 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        version = {id(t): t._version for t in tensors_in((args, kwargs))}
-        out = func(*args, **kwargs)
         if func.is_view:
+            out = func(*args, **kwargs)
             if func._schema.name == "aten::lift_fresh":  # a literal: torch.tensor([2, 0, 1]), x[:, [2, 0, 1]]
                 self._constants[_storage(out)] = out
             return out
         operands = list(tensors_in((args, kwargs)))
+        version = {id(t): t._version for t in operands}
+        out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         self._versions = version
         self.seen.add(name)
@@ -196,9 +198,15 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def view_of(self, tensor: Any) -> View | None:
         """How ``tensor`` reads one of the module's parameters or buffers, or None where it does not."""
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or _storage(tensor) not in self._owners:
             return None
-        for name, owner in self._owners.get(_storage(tensor), ()):
+        key = (_storage(tensor), tensor.storage_offset(), tensor.size(), tensor.stride())
+        if key not in self._views:
+            self._views[key] = self._view_of(tensor)
+        return self._views[key]
+
+    def _view_of(self, tensor: Tensor) -> View | None:
+        for name, owner in self._owners[_storage(tensor)]:
             offset = int(tensor.storage_offset() - owner.storage_offset())
             extent = sum((n - 1) * s for n, s in zip(owner.shape, owner.stride(), strict=True)) + 1
             if owner.numel() and 0 <= offset < extent:
@@ -210,6 +218,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, owner in self._owners.get(_storage(original), ()):
             if owner.shape == original.shape == copy.shape and owner.stride() == original.stride():
                 self._owners.setdefault(_storage(copy), []).append((name, copy))
+                self._views.clear()
                 return True
         return False
 
@@ -366,6 +375,9 @@ _CONSTANTS = {
     "zero_", "fill_", "scalar_tensor", "zero", "fill", "bernoulli_",
 }  # fmt: skip
 
+
+# Where a module keeps what its named_parameters, named_buffers and modules tell.
+_REGISTERED = {"_parameters", "_buffers", "_modules"}
 
 # Operations whose result is a unit's pre-activation, whatever they read.
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "embedding"}

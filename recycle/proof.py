@@ -76,10 +76,12 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
 
 
 def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
-    reference = _outputs(calls)
-    if isinstance(reference, str):
-        return {group.name: reference for group in groups}
-    heard = _heard(groups, calls)
+    with torch.enable_grad():
+        results = _results(calls)
+    if isinstance(results, str):
+        return {group.name: results for group in groups}
+    reference = [t.detach().clone() for t in results]
+    heard = _heard(groups, results)
     silent = {}
     for group in groups:
         if group.name in heard:
@@ -95,12 +97,12 @@ def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable
     return silent
 
 
-def _heard(groups: Sequence[UnitGroup], calls: Sequence[Call]) -> set[str]:
+def _heard(groups: Sequence[UnitGroup], results: Sequence[Tensor]) -> set[str]:
     """Groups through whose outgoing weights a gradient flows to some output: one backward pass for all."""
     weights = [(group.name, group.tensor(axis.name)) for group in groups for axis in group.outgoing]
     with torch.enable_grad():
         try:
-            outputs = [t for call in calls for t in returned(call()) if t.requires_grad]
+            outputs = [t for t in results if t.requires_grad]
             total = sum((t.double() * torch.linspace(1, 2, t.numel(), device=t.device).reshape(t.shape)).sum()
                         for t in outputs)  # fmt: skip
             if not isinstance(total, Tensor):
@@ -219,11 +221,16 @@ def _randomised(
 
 def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:
     """Copies of every floating-point output of the calls, or why they failed."""
+    found = _results(calls)
+    return found if isinstance(found, str) else [t.detach().clone() for t in found]
+
+
+def _results(calls: Sequence[Call]) -> list[Tensor] | str:
     found = []
     for call in calls:
         _seed()
         try:
-            found += [t.detach().clone() for t in returned(call()) if t.is_floating_point()]
+            found += [t for t in returned(call()) if t.is_floating_point()]
         except Exception as error:  # a user's module may raise anything on values it has never met
             return f"the call fails on random parameters: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return found

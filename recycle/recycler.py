@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import warnings
@@ -20,6 +19,7 @@ from recycle.edits import Edit, Fold, describe
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.methods import Method
+from recycle.names import did_you_mean
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
 from recycle.track import Tracker, peak
@@ -297,7 +297,7 @@ class Recycler:
             allowed, note = self._allowed(group, wanted)
             edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
             if edits and not self.optimizers:
-                warnings.warn(_NO_OPTIMIZER, stacklevel=5)
+                warnings.warn(_NO_OPTIMIZER, stacklevel=4)
             with all_or_none(group, **held):
                 for edit in edits:
                     apply(edit, group, **held, generator=self.generator, init=self.init)
@@ -414,8 +414,8 @@ def _check_method(method: Any) -> None:
     known = [f.name for f in fields(Stats)] + [k for k, v in vars(Stats).items() if isinstance(v, property)]
     for name in getattr(method, "needs", ()):
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"{type(method).__name__} needs {name!r}, no such statistic: {hint}there are {known}")
+            raise ValueError(
+                f"{type(method).__name__} needs {name!r}, no such statistic: {did_you_mean(str(name), known)}"
+            )
     if not hasattr(method, "needs"):
         raise TypeError(f"{type(method).__name__} must name the statistics it reads in `needs`; () if none")

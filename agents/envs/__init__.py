@@ -1,6 +1,5 @@
 """Environments whose task changes while an agent trains: drifts, schedules and the digits bandit."""
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from agents.envs.transforms import (
     ScaleObservation,
     ScaleReward,
 )
+from recycle.names import did_you_mean
 
 __all__ = [
     "DRIFTS",
@@ -95,9 +95,7 @@ def make_env(
 def _sort_out(names: Sequence[str], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name in names:
         if name not in DRIFTS:
-            close = difflib.get_close_matches(name, DRIFTS, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
-            raise ValueError(f"A drift is one of {', '.join(DRIFTS)}; got {name!r}. {hint}")
+            raise ValueError(f"no drift {name!r}: {did_you_mean(name, DRIFTS)}")
         if names.count(name) > 1:
             raise ValueError(f"Each drift is named once; got {name!r} twice in {list(names)}. Leave one out.")
     known = {name: _options(DRIFTS[name]) for name in names}

@@ -6,7 +6,6 @@ statistics it reads. It sees a group's shape and its statistics, never a module 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.selection import Units
 from recycle.methods.split import SplitDead
+from recycle.names import did_you_mean
 from recycle.stats import Stats
 
 
@@ -57,9 +57,7 @@ def find(name: str) -> Callable[..., Method]:
         return built_in
     if ":" in name:
         return _imported(name)
-    close = difflib.get_close_matches(name.lower(), METHODS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"no method {name!r}: {hint}there are {', '.join(METHODS)}, or my_module:MyMethod")
+    raise ValueError(f"no method {name!r}: {did_you_mean(name, METHODS)}, or my_module:MyMethod")
 
 
 def _imported(name: str) -> Callable[..., Method]:

@@ -1,5 +1,6 @@
 import base64
 import copy
+import csv
 import inspect
 import json
 import pickle
@@ -530,7 +531,7 @@ def test_include_and_exclude():
 def test_a_name_that_matches_nothing_is_refused(options):
     model = ppo()
     (name,) = next(iter(options.values()))
-    with pytest.raises(ValueError, match=rf"no group is called '{name}'; there are mlp_extractor.policy_net.0"):
+    with pytest.raises(ValueError, match=rf"no group is called '{name}'; .*there are mlp_extractor.policy_net.0"):
         model.learn(64, callback=recycler(**options))
     assert hooks(model) == 0
 
@@ -920,3 +921,23 @@ def test_gradient_accumulation_does_not_confuse_it():
     assert [r.groups["0"].samples for r in reports] == [8 * 32] * 3
     _, edited = train(accumulate=4)
     assert [r.groups["0"].recycled for r in edited] == [4, 0, 0]
+
+
+def test_rows_of_the_log_stay_whole(tmp_path):
+    """SB3 writes what training and the next rollout gave in one row; an event writes a row of its own."""
+    rows = {}
+    for name, callback in (("with", recycler(every=64)), ("without", None)):
+        model = kill(ppo())
+        model.set_logger(configure(str(tmp_path / name), ["csv"]))
+        model.learn(320, callback=callback, log_interval=1)
+        model.logger.close()
+        with (tmp_path / name / "progress.csv").open(newline="") as file:
+            rows[name] = list(csv.DictReader(file))
+    theirs = [row for row in rows["with"] if row["time/iterations"]]
+    assert len(theirs) == len(rows["without"])
+    for mine, plain in zip(theirs, rows["without"], strict=True):
+        filled = {key for key, value in mine.items() if value}
+        assert filled == {key for key, value in plain.items() if value}
+    events = [row for row in rows["with"] if not row["time/iterations"]]
+    assert all(row["recycle/policy/dead"] and row["time/total_timesteps"] for row in events)
+    assert len(events) == 5

@@ -437,6 +437,7 @@ MISTAKES = {
     "cooldown": (["--cooldown", "-1"], "cooldown"),
     "copies": (["--n-envs", "0"], "n-envs"),
     "seed": (["--seed", "-1"], "seed"),
+    "no gpu": (["--device", "cuda"], "finds no GPU"),
     "eval": (["--eval-freq", "-1"], "eval-freq"),
     "threads": (["--num-threads", "0"], "(?i)threads"),
     "device": (["--device", "gpu"], "(?i)gpu"),
@@ -540,7 +541,7 @@ def test_the_command_is_kept_so_that_it_can_be_run_again(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--algo", "sac"], "--algo is one of ppo, dqn"),
+        (["--algo", "sac"], "for --algo: there are ppo, dqn"),
         (["--env", "CartPoll-v1"], "CartPoll"),
         (["--method", "splitt"], "did you mean 'split'"),
         (["-n", "-5"], "-5"),

@@ -690,3 +690,31 @@ def test_what_is_no_method_is_refused() -> None:
         watched(mlp(), "redo")
     with pytest.raises(TypeError, match="must name the statistics it reads in `needs`"):
         watched(mlp(), lambda group, stats: [])
+
+
+def test_a_look_that_keeps_its_window_brings_no_cooldown_nearer_to_its_end() -> None:
+    net = mlp(dead=[1])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    recycler = Recycler(
+        recycle.trace(net, lambda: net(X)),
+        ResetDead(stillborn=True),
+        optimizers=[optimizer],
+        cooldown=1,
+        sample_every=1,
+    )
+    recycled = []
+    for look in (False, True, True, False, False):
+        with recycler.listening():
+            net(X).sum().backward()
+        optimizer.step()
+        recycled.append((recycler.observe(keep_window=True) if look else recycler.step()).recycled)
+    assert recycled == [1, 0, 0, 0, 1]
+
+
+def test_editing_without_an_optimizer_is_said() -> None:
+    net = mlp(dead=[1])
+    recycler = Recycler(recycle.trace(net, lambda: net(X)), ResetDead(), sample_every=1)
+    with recycler.listening():
+        net(X).sum().backward()
+    with pytest.warns(UserWarning, match=r"knows no optimizer.*Pass optimizers"):
+        assert recycler.step().recycled == 1

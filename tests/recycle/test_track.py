@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -592,3 +593,83 @@ def test_peak_is_the_largest_output_in_the_other_network_and_leaves_its_flags() 
     assert highest[2] == 0
     assert [m.training for m in target.modules()] == [True, True, False, True]
     assert not any(m._forward_pre_hooks for m in target.modules())
+
+
+# -- where a unit is seen ----------------------------------------------------------------------------------
+
+
+NORMED = {
+    "activation, then norm": lambda: (nn.Linear(3, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 2)),
+    "norm, then activation": lambda: (nn.Linear(3, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2)),
+    "two groups of channels": lambda: (nn.Conv2d(3, 6, 1), nn.ReLU(), nn.GroupNorm(2, 6), nn.Flatten(),
+                                       nn.Linear(6, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", NORMED)
+def test_a_dead_unit_is_seen_before_and_behind_a_normalisation(order: str) -> None:
+    net = built(lambda: nn.Sequential(*NORMED[order]()))
+    with torch.no_grad():
+        (net[1] if order.startswith("norm") else net[0]).bias[[1, 4]] = -100.0
+    x = rand(64, 3, 1, 1) if "channels" in order else rand(64, 3)
+    graph = recycle.trace(net, lambda: net(x))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(x)
+    assert not graph["0"].exact
+    assert tracker.stats(graph["0"]).dead.nonzero()[:, 0].tolist() == [1, 4]
+
+
+def test_layers_carry_hooks_once_for_each_sampled_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = mlp()
+    x = rand(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    tracker = Tracker(recycle.trace(net, lambda: net(x)), optimizers=[optimizer], sample_every=4)
+    attached: list[int] = []
+    attach = Tracker._attach_to_layers
+    monkeypatch.setattr(Tracker, "_attach_to_layers", lambda self: (attached.append(self.passes), attach(self)))
+    tracker.attach()
+    for _ in range(16):  # one update between a rollout and the next, as DQN does it
+        tracker.pause()
+        tracker.resume()
+        net(x).sum().backward()
+        optimizer.step()
+    assert attached == [0, 0, 4, 8, 12]  # the first before anything was known
+    assert tracker.stats(tracker.graph["0"]).samples == 4 * len(x)
+
+
+@pytest.mark.parametrize("updates", [1, 3, 8])
+def test_every_sampled_update_is_seen_however_many_a_phase_has(updates: int) -> None:
+    net = mlp()
+    x = rand(4, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    tracker = Tracker(recycle.trace(net, lambda: net(x)), optimizers=[optimizer], sample_every=2)
+    tracker.attach()
+    for _ in range(24 // updates):
+        tracker.pause()
+        tracker.resume()
+        for _ in range(updates):
+            net(x).sum().backward()
+            optimizer.step()
+    assert tracker.stats(tracker.graph["0"]).samples == 12 * len(x)
+
+
+def test_a_constant_behind_batch_norm_is_folded_when_both_modes_agree_on_it() -> None:
+    net = built(lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)))
+    with torch.no_grad():
+        net[2].running_mean.copy_(rand(6, seed=1).abs())
+        net[0].bias[2] = -100.0
+    x = rand(12, 3)
+    graph = recycle.trace(net, lambda: net(x))
+    method = recycle.find("split")(noise=0.0)
+    made = {}
+    for passes in (3, 400):
+        with Tracker(graph, sample_every=1) as tracker:
+            for _ in range(passes):
+                net(x)
+        stats = tracker.stats(graph["0"])
+        assert stats.settled is not None
+        assert bool(stats.settled[2]) is (passes == 400)
+        stats = dataclasses.replace(stats, maximum=stats.maximum.index_fill(0, torch.tensor(2), 0.5),
+                                    minimum=stats.minimum.index_fill(0, torch.tensor(2), 0.5))  # fmt: skip
+        made[passes] = [type(edit).__name__ for edit in method(graph["0"], stats)]
+    assert made == {3: [], 400: ["Fold", "Split"]}
