@@ -2,6 +2,9 @@
 
 from recycle.edits import Edit as Edit
 from recycle.edits import Fold as Fold
+from recycle.edits import Grow as Grow
+from recycle.edits import Merge as Merge
+from recycle.edits import Prune as Prune
 from recycle.edits import Reset as Reset
 from recycle.edits import Split as Split
 from recycle.graph import Graph as Graph

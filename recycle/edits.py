@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +19,7 @@ class Split:
 
     Args:
         parents: live units, one for each slot; a unit may be named more than once.
-        into: slots to overwrite. None would widen the layer and is refused for now.
+        into: slots to overwrite. None widens the layer: the newborns come behind its units, in this order.
         share: part of the parent's outgoing weights that the newborn takes, in [0, 1).
         noise: length of the noise on the incoming weights, relative to the row's norm. It is antisymmetric
             (newborn and parent move apart so that the output changes to second order only) and the rows keep
@@ -51,6 +51,8 @@ class Split:
 
     def only(self, keep: Collection[int]) -> Split:
         """The same edit for those of its slots that are in ``keep``."""
+        if self.into is None:
+            return self
         pairs = [(p, s) for p, s in zip(self.parents, self.slots, strict=True) if s in keep]
         return replace(self, parents=[p for p, _ in pairs], into=[s for _, s in pairs])
 
@@ -112,7 +114,106 @@ class Fold:
         return replace(self, units=[self.units[i] for i in kept], means=[self.means[i] for i in kept])
 
 
-Edit: TypeAlias = Split | Reset | Fold
+@dataclass(frozen=True)
+class Prune:
+    """Remove units for good: tensors shrink, modules' ``in_features``, ``out_features``, ... follow.
+
+    The units that stay move up: unit ``u`` becomes ``u`` minus the number of units removed before it. The output
+    stays as it was if the consumers saw zero from the units (:class:`Fold` a constant first).
+    """
+
+    units: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", _ints(self.units))
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Units that the edit removes."""
+        return self.units
+
+    def only(self, keep: Collection[int]) -> Prune:
+        """The same edit for those of its units that are in ``keep``."""
+        return replace(self, units=[unit for unit in self.units if unit in keep])
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Widen a layer by ``count`` units with fresh incoming and zero outgoing weights: the output stays as it was.
+
+    Args:
+        count: how many; they come behind the layer's units.
+        birth: where the incoming weights come from, see :mod:`recycle.births`; None: the module's own
+            initialisation.
+        parents: one live unit for each, for births that look at one.
+    """
+
+    count: int
+    birth: Birth | None = None
+    parents: Sequence[int] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parents", None if self.parents is None else _ints(self.parents))
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """None: no unit is overwritten."""
+        return ()
+
+    def only(self, keep: Collection[int]) -> Grow:
+        """The same edit: it overwrites no unit that could be left out."""
+        return self
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The inverse of a :class:`Split`: the parent takes over the child's outgoing weights, the child is removed.
+
+    Exact where the two have the same incoming weights, or, for ReLU-like units, one is the other times a positive
+    number. Later units move up by one.
+    """
+
+    child: int
+    parent: int
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """The unit that the edit removes."""
+        return (self.child,)
+
+    def only(self, keep: Collection[int]) -> Merge | Prune:
+        """The same edit, or none at all if its child is not in ``keep``."""
+        return self if self.child in keep else Prune(())
+
+
+Edit: TypeAlias = Split | Reset | Fold | Prune | Grow | Merge
+
+
+def resizes(edit: Edit) -> bool:
+    """Whether the edit changes how many units there are."""
+    return isinstance(edit, (Prune, Grow, Merge)) or (isinstance(edit, Split) and edit.into is None)
+
+
+def kept(edit: Edit, width: int) -> list[int]:
+    """Which of a group's units stand where after an edit: old numbers in the new order, -1 for a newborn."""
+    born = edit.count if isinstance(edit, Grow) else len(edit.parents) if isinstance(edit, Split) else 0
+    gone = set(edit.slots) if resizes(edit) else set()
+    return [u for u in range(width) if u not in gone] + [-1] * (born if resizes(edit) else 0)
+
+
+def renumbered(edit: Edit, now: Mapping[int, int]) -> Edit:
+    """The same edit where unit ``u`` is called ``now[u]``.
+
+    Raises:
+        KeyError: it names a unit that ``now`` lacks.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in vars(edit).items():
+        if key in ("units", "parents", "into") and value is not None:
+            changes[key] = [now[unit] for unit in value]
+        elif key in ("child", "parent"):
+            changes[key] = now[value]
+    return replace(edit, **changes)
 
 
 def describe(edit: Edit) -> dict[str, Any]:

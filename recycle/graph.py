@@ -77,10 +77,14 @@ class UnitGroup:
     """Why edits are only approximate, where ``exact`` is False."""
     one_value: bool = True
     """Whether all consumers read the same value of a unit; False where one reads it before an activation, say."""
-    resizable: bool = False
-    why_fixed: str = "edits keep all shapes; widening and pruning are not implemented yet"
     prove_homogeneous: Callable[[UnitGroup], bool] = field(default=lambda group: False, repr=False)
+    prove_resizable: Callable[[UnitGroup], str] = field(default=lambda group: "it was not traced", repr=False)
+    siblings: Callable[[], Sequence[UnitGroup]] = field(default=tuple, repr=False)
+    """All groups that were traced together with this one: a resize moves their entries too."""
+    retrace: Callable[[], Sequence[UnitGroup]] = field(default=tuple, repr=False)
+    """Finds the groups of the module as it is now, without proof."""
     _homogeneous: bool | None = field(default=None, repr=False)
+    _why_fixed: str | None = field(default=None, repr=False)
 
     def tensor(self, name: str) -> Tensor:
         """The live parameter or buffer of that path."""
@@ -95,6 +99,18 @@ class UnitGroup:
         if self._homogeneous is None:
             self._homogeneous = self.prove_homogeneous(self)
         return self._homogeneous
+
+    @property
+    def resizable(self) -> bool:
+        """Whether units can be added and removed; proved by trials on the traced calls when first asked."""
+        return not self.why_fixed
+
+    @property
+    def why_fixed(self) -> str:
+        """Why units can be neither added nor removed, or "" where they can."""
+        if self._why_fixed is None:
+            self._why_fixed = self.prove_resizable(self)
+        return self._why_fixed
 
     @property
     def why_not_foldable(self) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recycle.graph import UnitGroup
+from recycle.graph import NotRecyclable, UnitGroup
+from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_more, without
 
 Call = Callable[[], Any]
 
@@ -135,6 +136,51 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
             if change > _tolerance(reference):
                 return False
         return True
+
+
+def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> str:
+    """Why units can be neither removed nor added, or "" after doing both and undoing it.
+
+    Correct indices are not enough: a forward pass that hard-codes a width fails, or gives something else.
+    """
+    if not group.exact:
+        return f"a trial could not be exact: {group.why}"
+    fixed = why_layers_are_fixed(group)
+    if fixed:
+        return fixed
+    with _randomised([group], module) as restore, _Plain():
+        try:
+            if group.width > FEWEST:
+                units = sorted({0, group.width // 2, group.width - 1})[: group.width - FEWEST]
+                _silence(group, torch.tensor(units))
+                _resized_trial(group, without(group, units), calls, _outputs(calls), [])
+                restore()
+            _resized_trial(group, with_more(group, 2), calls, _outputs(calls), [group.width, group.width + 1])
+        except NotRecyclable as error:
+            return str(error)
+    return ""
+
+
+def _resized_trial(
+    group: UnitGroup, layout: Layout, calls: Sequence[Call], before: list[Tensor] | str, newborns: list[int]
+) -> None:
+    """Resize, compare outputs, split into the newborns, compare again; always undone."""
+
+    class Done(Exception):
+        pass
+
+    try:
+        with resized(group, layout):
+            change, allowed = _difference(before, _outputs(calls)), _tolerance(before)
+            if change > allowed:
+                raise NotRecyclable(f"a trial with {layout.width} units changed the output by {change:.1e}")
+            if newborns:
+                reason = _trial([group], [(torch.arange(len(newborns)), torch.tensor(newborns))], calls)
+                if reason:
+                    raise NotRecyclable(reason)
+            raise Done
+    except Done:
+        return
 
 
 def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> str:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import metrics
-from recycle.edits import Edit, Fold, describe
+from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, describe, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.methods import Method
@@ -224,7 +224,7 @@ class Recycler:
         groups = {}
         for group in self.graph:
             stats = self.tracker.stats(group)
-            groups[group.name] = self._report(group, stats, [], self._why_unseen(group, stats))
+            groups[group.name] = self._report(group, stats, self._why_unseen(group, stats))
         return Report(self.events, groups)
 
     def observe(self, *, keep_window: bool = False) -> Report:
@@ -255,13 +255,14 @@ class Recycler:
         for group in self.graph:
             stats = self.tracker.stats(group, self.generator)
             note = self._why_not(group, stats)
+            seen = self._report(group, stats, note)
             made: list[Edit] = []
             if not note and edit:
                 made, note = self._edit(group, stats)
             if made and not group.exact:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
-            groups[group.name] = self._report(group, stats, made, note)
+            groups[group.name] = _after(seen, stats, made, note, group.width)
             self._book(group, stats, made)
         if not keep_window:
             self.tracker.clear()
@@ -295,15 +296,36 @@ class Recycler:
             for edit in wanted:
                 check(edit, group, **held)
             allowed, note = self._allowed(group, wanted)
-            edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots]
+            edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots or resizes(edit)]
+            edits = [edit for edit in edits if not (isinstance(edit, Prune) and not edit.units)]
             if edits and not self.optimizers:
                 warnings.warn(_NO_OPTIMIZER, stacklevel=4)
+            if any(map(resizes, edits)):
+                return self._resize(group, edits, note)
             with all_or_none(group, **held):
                 for edit in edits:
                     apply(edit, group, **held, generator=self.generator, init=self.init)
         except NotRecyclable as error:
             return [], str(error)
         return edits, note
+
+    def _resize(self, group: UnitGroup, edits: list[Edit], note: str) -> tuple[list[Edit], str]:
+        """Make edits of which some resize, each all or none. Units keep their numbers until the last is made."""
+        now = {unit: unit for unit in range(group.width)}
+        made: list[Edit] = []
+        for edit in edits:
+            try:
+                order = kept(renumbered(edit, now), group.width)
+                apply(renumbered(edit, now), group, optimizers=self.optimizers, targets=self.targets,
+                      generator=self.generator, init=self.init)  # fmt: skip
+            except KeyError as error:
+                return made, f"{type(edit).__name__} names unit {error}, which an earlier edit of the event removed"
+            except NotRecyclable as error:
+                return made, str(error)
+            made.append(edit)
+            place = {old: new for new, old in enumerate(order) if old >= 0}
+            now = {unit: place[at] for unit, at in now.items() if at in place}
+        return made, note
 
     def _allowed(self, group: UnitGroup, edits: list[Edit]) -> tuple[set[int], str]:
         """Slots that cooldown, target networks and the cap let through, and what was held back."""
@@ -326,23 +348,20 @@ class Recycler:
         notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
         return set(ready[:most].tolist()), "; ".join(notes)
 
-    def _report(self, group: UnitGroup, stats: Stats, edits: list[Edit], note: str) -> GroupReport:
-        """Health before the edits, and what they did."""
-        slots = sorted({slot for edit in edits for slot in edit.slots})
-        health: dict[str, float] = {}
+    def _report(self, group: UnitGroup, stats: Stats, note: str) -> GroupReport:
+        """Health as it is."""
+        health: dict[str, Any] = {}
         again = unparted = 0
         if stats.samples and stats.finite:
             self._firing[group.name] = stats.firing_rate
             again = int((self._newborn[group.name] & stats.dead).sum())
-            left = stats.dead.clone()
-            left[slots] = False
             seen = self.tracker.latest(group)
             children = (self._parent[group.name] >= 0).nonzero()[:, 0]
             copies = metrics.resemblance(group, children, self._parent[group.name][children]) > metrics.TWIN
             unparted = int(copies.sum())
             health = {
                 "dead": metrics.dead(stats),
-                "dead_after": float(left.double().mean()),
+                "dead_after": metrics.dead(stats),
                 "dormant": metrics.dormant(stats),
                 "constant": metrics.constant(stats),
                 "saturated": metrics.saturated(stats),
@@ -350,9 +369,7 @@ class Recycler:
                 "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
                 "duplicates": float(metrics.duplicates(group).double().mean()),
             }
-        return GroupReport(
-            group.width, stats.samples, **health, recycled=len(slots), unparted=unparted, re_died=again, note=note
-        )
+        return GroupReport(group.width, stats.samples, **health, unparted=unparted, re_died=again, note=note)
 
     def _book(self, group: UnitGroup, stats: Stats, edits: list[Edit]) -> None:
         """Ages and who was recycled when: what the next events go by."""
@@ -363,10 +380,34 @@ class Recycler:
         parent = self._parent[group.name]
         parent[torch.isin(parent, torch.tensor(slots, dtype=torch.long))] = -1  # the parent itself is another unit now
         for edit in edits:
-            if not isinstance(edit, Fold):
+            if isinstance(edit, (Split, Reset)) and not resizes(edit):
                 parent[list(edit.slots)] = torch.tensor(edit.parents or -1, dtype=torch.long)
         self._recycled_at[group.name][slots] = self._windows
         self.tracker.born[group.name][slots] = self.tracker.passes
+        if any(map(resizes, edits)):
+            self._renumber(group, edits)
+
+    def _renumber(self, group: UnitGroup, edits: list[Edit]) -> None:
+        """Units have other numbers now, and newborns stand behind them."""
+        width = len(self._parent[group.name])
+        gone = {slot for edit in edits if resizes(edit) for slot in edit.slots}
+        order = [unit for unit in range(width) if unit not in gone]
+        place = torch.full((width,), -1)
+        place[order] = torch.arange(len(order))
+        parents: list[int] = []
+        for edit in edits:
+            if resizes(edit) and isinstance(edit, (Grow, Split)):
+                born = len(edit.parents) if isinstance(edit, Split) else edit.count
+                parents += edit.parents or [-1] * born
+        old = torch.tensor([*order, *[-1] * len(parents)])
+        newborn = old < 0
+        for books, value in ((self._recycled_at, self._windows), (self._newborn, True)):
+            kept_values = books[group.name][old.clamp_min(0)]
+            books[group.name] = torch.where(newborn, torch.full_like(kept_values, value), kept_values)
+        parent = torch.cat([self._parent[group.name][order], torch.tensor(parents, dtype=torch.long)])
+        self._parent[group.name] = torch.where(parent < 0, parent, place[parent.clamp_min(0)])
+        self._firing.pop(group.name, None)
+        self.tracker.resized(group, old.tolist())
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -406,6 +447,15 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: _moved(item, device) for key, item in value.items()}
     return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:
+    """What was seen, and what the edits made of it; ``width`` is the group's now."""
+    slots = sorted({slot for edit in edits for slot in edit.slots})
+    left = stats.dead.clone()
+    left[slots] = False
+    dead = math.nan if math.isnan(seen.dead) else float(left.sum()) / width
+    return replace(seen, dead_after=dead, recycled=len(slots), note=note)
 
 
 def _check_method(method: Any) -> None:

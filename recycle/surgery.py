@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch.optim import Optimizer
 
 from recycle import optimizers as optimizer_state
 from recycle.births import Newborns, like_init
-from recycle.edits import Edit, Fold, Reset, Split
+from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, resizes
 from recycle.fresh import Init, fresh_rows
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
+from recycle.resize import FEWEST, resized, with_more, without
 
 
 @torch.no_grad()
@@ -30,29 +32,53 @@ def apply(
     """Make one edit: weights, optimizer state and target networks together, or nothing at all.
 
     Args:
-        edit: a :class:`Split`, :class:`Reset` or :class:`Fold`.
+        edit: a :class:`Split`, :class:`Reset`, :class:`Fold`, :class:`Prune`, :class:`Grow` or :class:`Merge`.
         group: an editable group of :func:`recycle.trace`.
         optimizers: every optimizer that holds the parameters. Only the state of the units named changes; the
             ``step`` count, one for a whole tensor, never does.
         targets: ``(target network, tau)``. A hard target (``tau`` = 1) is left alone until its next copy; a
-            Polyak average gets the same edit of its *own* weights, with the same random numbers.
+            Polyak average gets the same edit of its *own* weights, with the same random numbers. An edit that
+            changes how many units there are resizes every target.
         generator: source of randomness; None: torch's global one.
         init: how this model initialises, for fresh units; None: each layer's ``reset_parameters``.
+
+    An edit that resizes puts new parameters in the place of the old ones (``.grad`` is None), in the module, its
+    targets and the optimizers; the graph and its groups stay valid.
 
     Raises:
         NotRecyclable: the edit cannot be made as asked; nothing has changed.
     """
     check(edit, group, optimizers=optimizers, targets=targets)
-    if not edit.slots:
-        return
     soft = [module for module, tau in targets if tau < 1]
-    with all_or_none(group, optimizers, targets):
-        if isinstance(edit, Split):
-            _split(edit, group, optimizers, soft, generator)
-        elif isinstance(edit, Reset):
-            _reset(edit, group, optimizers, soft, generator, init)
-        else:
-            _fold(edit, group, optimizers, soft)
+    every = [module for module, _ in targets]
+    if isinstance(edit, (Prune, Merge)):
+        if edit.slots:
+            with all_or_none(group, optimizers, targets):
+                if isinstance(edit, Merge):
+                    _merge(edit, group, soft)
+                with resized(group, without(group, edit.slots), optimizers, every):
+                    pass
+        return
+    fixed = edit
+    layout = None
+    if isinstance(edit, Grow):
+        layout = with_more(group, edit.count)
+        fixed = Reset(range(group.width, layout.width), edit.birth, parents=edit.parents)
+    elif isinstance(edit, Split) and edit.into is None:
+        layout = with_more(group, len(edit.parents))
+        fixed = replace(edit, into=range(group.width, layout.width))
+    if not fixed.slots:
+        return
+    with (
+        nullcontext() if layout is None else resized(group, layout, optimizers, every),
+        all_or_none(group, optimizers, targets),
+    ):
+        if isinstance(fixed, Split):
+            _split(fixed, group, optimizers, soft, generator)
+        elif isinstance(fixed, Reset):
+            _reset(fixed, group, optimizers, soft, generator, init)
+        elif isinstance(fixed, Fold):
+            _fold(fixed, group, optimizers, soft)
 
 
 @contextmanager
@@ -85,9 +111,9 @@ def check(
     targets: Sequence[tuple[nn.Module, float]] = (),
 ) -> None:
     """Raise what :func:`apply` would raise, and change nothing."""
-    if not isinstance(group, UnitGroup) or not isinstance(edit, (Split, Reset, Fold)):
+    if not isinstance(group, UnitGroup) or not isinstance(edit, (Split, Reset, Fold, Prune, Grow, Merge)):
         raise TypeError(
-            "an edit is a Split, Reset or Fold of a traced graph's group: "
+            "an edit is a Split, Reset, Fold, Prune, Grow or Merge of a traced graph's group: "
             f"got {type(edit).__name__} of {type(group).__name__}. Pass graph['name']"
         )
     if torch._C._current_graph_task_id() != -1:
@@ -95,17 +121,31 @@ def check(
     if isinstance(edit, Split):
         _refuse_split(edit, group)
     elif isinstance(edit, Fold):
-        if len(edit.means) != len(edit.units):
-            raise NotRecyclable(f"Fold needs a mean for each unit: got {len(edit.means)} for {len(edit.units)} units")
-        if not all(map(math.isfinite, edit.means)):
-            raise NotRecyclable(f"Fold needs finite means, got {edit.means}")
-        if group.why_not_foldable:
-            raise NotRecyclable(f"units of {group.name!r} cannot be folded: {group.why_not_foldable}")
-    elif edit.parents is not None:
+        _refuse_fold(edit, group)
+    elif isinstance(edit, Grow):
+        if edit.count < 0:
+            raise NotRecyclable(f"Grow needs count >= 0, got {edit.count}")
+        if edit.parents is not None:
+            _refuse_parents(edit.parents, range(group.width, group.width + edit.count), group)
+    elif isinstance(edit, Merge):
+        _refuse_parents([edit.parent], [edit.child], group)
+    elif isinstance(edit, Reset) and edit.parents is not None:
         _refuse_parents(edit.parents, edit.units, group)
     _refuse_units(edit.slots, group, "unit")
+    if resizes(edit):
+        _refuse_size(edit, group)
     _refuse_tensors(group, targets)
     optimizer_state.check(optimizers, (group.tensor(a.name) for a in (*group.incoming, *group.outgoing)))
+
+
+def _refuse_size(edit: Edit, group: UnitGroup) -> None:
+    if group.why_fixed:
+        raise NotRecyclable(f"group {group.name!r} cannot change its width: {group.why_fixed}")
+    if group.width - len(edit.slots) < FEWEST:
+        raise NotRecyclable(
+            f"{type(edit).__name__} would leave {group.width - len(edit.slots)} of the {group.width} units of "
+            f"{group.name!r}; a group has at least {FEWEST}. Name fewer units"
+        )
 
 
 def _refuse_tensors(group: UnitGroup, targets: Sequence[tuple[nn.Module, float]]) -> None:
@@ -119,8 +159,6 @@ def _refuse_tensors(group: UnitGroup, targets: Sequence[tuple[nn.Module, float]]
 
 
 def _refuse_split(edit: Split, group: UnitGroup) -> None:
-    if edit.into is None:
-        raise NotRecyclable(f"group {group.name!r} cannot be widened: {group.why_fixed}. Pass into=(slots)")
     if not 0 <= edit.share < 1:
         raise NotRecyclable(f"Split needs 0 <= share < 1, got share={edit.share}")
     if edit.balanced and not edit.share:
@@ -129,13 +167,23 @@ def _refuse_split(edit: Split, group: UnitGroup) -> None:
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
     if edit.moments not in ("fresh", "transform"):
         raise NotRecyclable(f"Split needs moments='fresh' or 'transform', got {edit.moments!r}")
-    _refuse_parents(edit.parents, edit.into, group)
+    slots = edit.slots if edit.into is not None else range(group.width, group.width + len(edit.parents))
+    _refuse_parents(edit.parents, slots, group)
     if (edit.balanced or edit.rescale) and not group.homogeneous:
         asked = "balanced" if edit.balanced else "rescale"
         raise NotRecyclable(
             f"{asked}=True needs units whose output scales with their weights (ReLU, leaky ReLU); those of "
             f"{group.name!r} do not. Pass {asked}=False"
         )
+
+
+def _refuse_fold(edit: Fold, group: UnitGroup) -> None:
+    if len(edit.means) != len(edit.units):
+        raise NotRecyclable(f"Fold needs a mean for each unit: got {len(edit.means)} for {len(edit.units)} units")
+    if not all(map(math.isfinite, edit.means)):
+        raise NotRecyclable(f"Fold needs finite means, got {edit.means}")
+    if group.why_not_foldable:
+        raise NotRecyclable(f"units of {group.name!r} cannot be folded: {group.why_not_foldable}")
 
 
 def _refuse_parents(parents: Sequence[int], slots: Sequence[int], group: UnitGroup) -> None:
@@ -264,6 +312,24 @@ def _fold(edit: Fold, group: UnitGroup, optimizers: Sequence[Optimizer], soft: S
             bias += moved
             _fill_units(axis, weight, units, 0.0)
     _freshen(group, group.outgoing, units, optimizers)
+
+
+def _merge(edit: Merge, group: UnitGroup, soft: Sequence[nn.Module]) -> None:
+    """Give the parent the child's outgoing weights, times how many times the child is the parent."""
+    pair = torch.tensor([edit.parent, edit.child])
+    for module in (group.module, *soft):
+        factor = _multiple(group, module, pair) if group.homogeneous else 1.0
+        for axis in group.outgoing:
+            tensor = tensor_at(module, axis.name)
+            columns = axis.read(tensor, pair)
+            axis.write(tensor, pair[:1], columns[:1] + factor * columns[1:])
+
+
+def _multiple(group: UnitGroup, module: nn.Module, pair: Tensor) -> float:
+    own = [axis for axis in group.incoming if axis.role in ("weight", "bias")]
+    parent, child = torch.cat([a.read(tensor_at(module, a.name), pair).double().flatten(1).cpu() for a in own], 1)
+    along = float(parent @ child / (parent @ parent).clamp_min(torch.finfo(torch.double).tiny))
+    return along if along > 0 else 1.0
 
 
 def _freshen(group: UnitGroup, axes: Iterable[Axis], units: Tensor, optimizers: Sequence[Optimizer]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
 from recycle.labels import UNUSED, UnitLabels
-from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, returned
+from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
 from recycle.rules import MOVES, RULES
 
 _OUTPUT = "reaches the module's output"
@@ -38,33 +38,53 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
     with _undisturbed(module):
-        labels = UnitLabels(module, RULES, MOVES)
-        uses: Counter[str] = Counter()
-        for call in calls:
-            try:
-                with torch.no_grad(), labels, _counting(module, uses):
-                    result = call()
-            except Exception as error:
-                raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
-            for tensor in returned(result):
-                labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+        labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
-        for group in groups:
-            group.prove_homogeneous = _Homogeneity(module, calls)
         failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
     kept = [group for group in groups if group.name not in failed]
+    later = _Later(module, calls, kept)
+    for group in kept:
+        group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
+        group.siblings, group.retrace = later.siblings, later.retrace
     return Graph(module, kept, {**frozen, **failed})
 
 
-class _Homogeneity:
-    """The trial that :attr:`UnitGroup.homogeneous` runs when it is first asked."""
+class _Later:
+    """What groups ask of the traced calls when somebody asks it of them."""
 
-    def __init__(self, module: nn.Module, calls: Sequence[Call]) -> None:
-        self.module, self.calls = module, calls
+    def __init__(self, module: nn.Module, calls: Sequence[Call], groups: Sequence[UnitGroup]) -> None:
+        self.module, self.calls, self.groups = module, calls, groups
 
-    def __call__(self, group: UnitGroup) -> bool:
+    def siblings(self) -> Sequence[UnitGroup]:
+        return self.groups
+
+    def homogeneous(self, group: UnitGroup) -> bool:
         with _undisturbed(self.module):
             return prove_homogeneous(group, self.module, self.calls)
+
+    def resizable(self, group: UnitGroup) -> str:
+        with _undisturbed(self.module):
+            return prove_resizable(group, self.module, self.calls)
+
+    def retrace(self) -> Sequence[UnitGroup]:
+        with _undisturbed(self.module):
+            labels, uses = _labelled(self.module, self.calls)
+            return _groups(self.module, labels, uses)[0]
+
+
+def _labelled(module: nn.Module, calls: Sequence[Call]) -> tuple[UnitLabels, Counter[str]]:
+    """Run every call under labels; also how often each layer was called as a layer."""
+    labels = UnitLabels(module, RULES, MOVES)
+    uses: Counter[str] = Counter()
+    for call in calls:
+        try:
+            with torch.no_grad(), labels, _counting(module, uses):
+                result = call()
+        except Exception as error:
+            raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
+        for tensor in returned(result):
+            labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+    return labels, uses
 
 
 @contextmanager

@@ -234,6 +234,21 @@ class Tracker:
             if rows:
                 seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 
+    def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
+        """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
+        old = torch.tensor(kept)
+        born = self.born[group.name][old.clamp_min(0)]
+        self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
+        self._windows[group.name] = [Window() for _ in self._windows[group.name]]
+        self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
+        self._weights[group.name] = Gradients()
+        self._detach(self._handles)
+        self._points = []  # other groups may have moved in the same tensors
+        if self._step_handles:
+            self._detach(self._step_handles)
+            self._attach_to_optimizers()
+        self._follow()
+
     # -- reading -------------------------------------------------------------------------------------------
 
     def clear(self) -> None:

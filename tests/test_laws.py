@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import recycle
-from recycle import Fold, Reset, Split
+from recycle import Fold, Merge, Prune, Reset, Split
 from recycle.births import like_init, mirror
 
 from .nets import ZOO, Net, Wire
@@ -785,7 +785,9 @@ BAD_EDITS: dict[str, Callable[[int], Any]] = {
     "share above one": lambda w: Split([0], [1], share=1.5),
     "share below zero": lambda w: Split([0], [1], share=-0.5),
     "not-a-number share": lambda w: Split([0], [1], share=float("nan")),
-    "widening": lambda w: Split([0]),
+    "widening by what is not there": lambda w: Split([w]),
+    "pruning almost everything": lambda w: Prune(range(w - 1)),
+    "merging with itself": lambda w: Merge(0, 0),
     "mirror without a parent": lambda w: Reset([0], birth=mirror),
     "fewer parents than births": lambda w: Reset([0, 1], birth=mirror, parents=[1] if w == 2 else [2]),
     "fewer means than units": lambda w: Fold([0, 1], [0.5]),

@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "recycle").rglob("*.py"), *(ROOT / "agents").rglob("*
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recycle.names", "recycle.graph", "recycle.labels"}),
     frozenset({"recycle.elementwise", "recycle.products", "recycle.births", "recycle.optimizers", "recycle.stats"}),
-    frozenset({"recycle.rules", "recycle.proof", "recycle.edits", "recycle.fresh"}),
+    frozenset({"recycle.rules", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
     frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics"}),
     frozenset({"recycle.methods"}),
     frozenset({"recycle.recycler"}),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
-from recycle import Fold, NotRecyclable, Reset, Split
+from recycle import Fold, Grow, Merge, NotRecyclable, Prune, Reset, Split
 from recycle.edits import describe
 
 
@@ -452,7 +452,11 @@ def test_a_target_of_another_shape_is_refused() -> None:
 # ---------------------------------------------------------------- refusals
 
 _REFUSED: list[tuple[Any, str]] = [
-    (Split([0]), r"group '0' cannot be widened: .*Pass into=\(slots\)"),
+    (Grow(-1), r"Grow needs count >= 0, got -1"),
+    (Grow(1, parents=[0, 1]), r"each slot needs a parent: got 2 parents and 1 slots"),
+    (Prune([0, 1]), r"Prune would leave 1 of the 3 units of '0'; a group has at least 2. Name fewer units"),
+    (Prune([3]), r"units \[3\] are out of range: '0' has units 0 to 2"),
+    (Merge(1, 1), r"units \[1\] of '0' are both"),
     (Split([0], into=[2], share=1.0), r"0 <= share < 1, got share=1.0"),
     (Split([0], into=[2], share=-0.1), r"0 <= share < 1, got share=-0.1"),
     (Split([0], into=[2], share=float("nan")), r"0 <= share < 1, got share=nan"),
