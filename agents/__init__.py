@@ -2,4 +2,5 @@
 
 from agents.callback import RecycleCallback as RecycleCallback
 from agents.callback import attach as attach
+from agents.elastic import remember_widths as remember_widths
 from agents.networks import networks_of as networks_of

@@ -17,8 +17,10 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch import nn
 
 import recycle
+from agents.elastic import remember_widths
 from agents.networks import Network, networks_of
 from recycle import Recycler, Report
+from recycle.edits import resizes
 from recycle.methods import Method
 
 TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates")
@@ -198,6 +200,8 @@ class RecycleCallback(BaseCallback):
             self._record(logger, name, report)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
+        if any(resizes(edit) for report in reports.values() for _, edit in report.edits):
+            remember_widths(self.model)
         self._write_edits(reports)
         self._save()
         infos = self.locals.get("infos")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,30 @@ def _resize_modules(
                 for attribute, value in _sizes(layer, name.rpartition(".")[2], dim, old, takes[dim]):
                     _set(layer, attribute, value, undo)
     return swapped
+
+
+@torch.no_grad()
+def reshape(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], optimizers: Sequence[Optimizer] = ()) -> None:
+    """Give a newly built module the shapes of one that was resized, for a state dict to be loaded into.
+
+    Args:
+        module: parameters and buffers of other shapes are filled with zeros; layers' sizes follow.
+        shapes: name -> shape of every parameter and buffer that differs; others may be named too.
+        optimizers: those that hold the parameters; they must not have made a step.
+
+    Raises:
+        NotRecyclable: the module has no tensor of that name, or one with another number of axes.
+    """
+    for name, shape in shapes.items():
+        old = tensor_at(module, name)
+        if old.dim() != len(shape):
+            raise NotRecyclable(f"{name!r} has {old.dim()} axes, the saved one {len(shape)}: is it the same policy?")
+        takes = {d: torch.full((n,), -1) for d, n in enumerate(shape) if n != old.shape[d]}
+        if takes:
+            layout = Layout(0, {(name, dim): take for dim, take in takes.items()}, {})
+            swapped = _resize_modules([module], layout, [])
+            for optimizer in optimizers:
+                _resize_state(optimizer, swapped, [])
 
 
 def _taken(tensor: Tensor, takes: dict[int, Tensor], fill: float) -> Tensor:

@@ -513,7 +513,7 @@ def test_scaling_units_of_another_kind_is_refused(option: str) -> None:
 def test_what_is_no_edit_or_no_group_is_a_type_error() -> None:
     net = by_hand()
     graph = recycle.trace(net, lambda: net(X))
-    with pytest.raises(TypeError, match=r"an edit is a Split, Reset or Fold .* got str of UnitGroup"):
+    with pytest.raises(TypeError, match=r"an edit is a Split, Reset, Fold, Prune, Grow or Merge .* got str of"):
         recycle.apply("split", graph["0"])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"got Split of str. Pass graph\['name'\]"):
         recycle.apply(Split([0], into=[2]), "0")  # type: ignore[arg-type]

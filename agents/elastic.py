@@ -1,0 +1,95 @@
+"""Let a stable-baselines3 model whose layers have changed their widths be saved, and loaded by a plain ``PPO.load``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from torch import nn
+from torch.optim import Optimizer
+
+from recycle.resize import reshape
+
+_STACKS = {
+    "mlp_extractor.policy_net": ("pi", False),
+    "mlp_extractor.value_net": ("vf", False),
+    "q_net.q_net": ("", True),
+    "quantile_net.quantile_net": ("", True),
+    "actor.latent_pi": ("pi", False),
+    "actor.mu": ("pi", True),
+    "critic.qf0": ("qf", True),
+}
+"""Stack of layers -> its key in ``net_arch`` ("" where that is a plain list), and whether it ends with a head."""
+
+
+def remember_widths(model: BaseAlgorithm) -> None:
+    """Write the widths that the policy's layers have now into what ``model.save`` saves.
+
+    Where ``policy_kwargs["net_arch"]`` can say them, the saved file needs nothing of ours. Where it cannot (layers
+    of a features extractor, critics that differ), the model's policy class becomes :func:`elastic`, and this package
+    must be importable where the model is loaded. :class:`agents.RecycleCallback` calls it after every event that
+    resizes; call it yourself after :func:`recycle.apply`.
+    """
+    kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
+    base = model.policy_kwargs.get("base_class", model.policy_class)
+    arch = _net_arch(model.policy)
+    if arch is not None:
+        _tell_policy(model.policy, arch)
+        kwargs["net_arch"] = arch
+    shapes = _shapes(model.policy)
+    if _shapes(_built(model, base, kwargs)) == shapes:
+        model.policy_class, model.policy_kwargs = base, kwargs
+    else:
+        model.policy_class = elastic  # type: ignore[assignment]
+        model.policy_kwargs = {**kwargs, "base_class": base, "shapes": shapes}
+
+
+def elastic(*args: Any, base_class: type[BasePolicy], shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> BasePolicy:
+    """A policy of ``base_class`` whose parameters and buffers have these shapes; stands for it as a policy class."""
+    policy = base_class(*args, **kwargs)
+    reshape(policy, shapes, _optimizers(policy))
+    return policy
+
+
+def _net_arch(policy: nn.Module) -> Any:
+    """The policy's hidden widths as SB3's ``net_arch``, or None where it has no such stack."""
+    found: dict[str, list[int]] = {}
+    for path, (key, head) in _STACKS.items():
+        try:
+            stack = policy.get_submodule(path)
+        except AttributeError:
+            continue
+        widths = [int(layer.out_features) for layer in stack.modules() if isinstance(layer, nn.Linear)]
+        if not isinstance(stack, nn.Linear) or path == "actor.latent_pi":
+            found[key] = widths[:-1] if head else widths
+    return found[""] if list(found) == [""] else found or None
+
+
+def _tell_policy(policy: Any, arch: Any) -> None:
+    """``policy.save`` writes what the policy itself remembers."""
+    policy.net_arch = arch
+    if hasattr(policy, "net_args"):
+        policy.net_args["net_arch"] = arch
+    for name, key in (("actor_kwargs", "pi"), ("critic_kwargs", "qf")):
+        if hasattr(policy, name) and isinstance(arch, dict):
+            getattr(policy, name)["net_arch"] = arch[key]
+
+
+def _built(model: BaseAlgorithm, base: Any, kwargs: dict[str, Any]) -> BasePolicy:
+    """What loading would build; draws no random number of the training's."""
+    sde = {"use_sde": model.use_sde} if isinstance(model, OnPolicyAlgorithm) else {}
+    with torch.random.fork_rng(devices=[]):
+        policy: BasePolicy = base(model.observation_space, model.action_space, lambda _: 1e-3, **sde, **kwargs)
+    return policy
+
+
+def _shapes(policy: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in (*policy.named_parameters(), *policy.named_buffers())}
+
+
+def _optimizers(policy: nn.Module) -> list[Optimizer]:
+    held = (getattr(module, "optimizer", None) for module in policy.modules())
+    return [optimizer for optimizer in held if isinstance(optimizer, Optimizer)]
