@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from recycle.edits import Edit
+from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
+from recycle.methods.regrama import ReGraMa
 from recycle.methods.selection import Units
 from recycle.methods.split import SplitDead
 from recycle.names import did_you_mean
@@ -42,6 +44,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "split": SplitDead,
     "mirror": Mirror,
     "redo": ReDo,
+    "regrama": ReGraMa,
+    "gradient_cutoff": GradientCutoff,
 }
 """The built-in methods by their names on the command line."""
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 import recycle
-from recycle import Fold, Reset, Split
+from recycle import Fold, Prune, Reset, Split
 from recycle.births import mirror
 from recycle.methods import METHODS, find
+from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
+from recycle.methods.regrama import ReGraMa
 from recycle.methods.split import SplitDead
 from recycle.stats import Stats
 
@@ -84,7 +86,10 @@ HEALTHY = made(mean=[1, 1, 1], mean_abs=[1, 1, 1], minimum=[0, 0, 0], maximum=[2
 
 
 def test_the_built_in_methods() -> None:
-    assert {"monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo} == METHODS
+    assert {
+        "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo, "regrama": ReGraMa,
+        "gradient_cutoff": GradientCutoff,
+    } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
 
@@ -272,7 +277,10 @@ def test_did_you_mean(wrong: str, right: str) -> None:
 
 
 def test_a_name_like_no_other_lists_them_all() -> None:
-    with pytest.raises(ValueError, match=r"no method 'xyz': there are monitor, random, split, mirror, redo, or my_mo"):
+    with pytest.raises(
+        ValueError,
+        match=r"no method 'xyz': there are monitor, random, split, mirror, redo, regrama, gradient_cutoff, or my_mo",
+    ):
         find("xyz")
 
 
@@ -323,3 +331,100 @@ def test_a_plain_function_with_needs_is_a_method_too() -> None:
     with recycler.listening():
         net(x)
     assert recycler.step().edits == (("0", Reset([2])),)
+
+
+# ---------------------------------------------------------------- gradients
+
+# the layer's mean gradient is 1; unit 1 is dead, unit 4 alive, listened to and never asked
+LEARNING = made(
+    mean=[1, 0, 3, 2, 1, 1],
+    mean_abs=[1, 0, 3, 2, 1, 1],
+    minimum=[0, 0, 0, 0, 0, 0],
+    maximum=[2, 0, 6, 4, 3, 2],
+    outgoing_norm=[2, 9, 4, 3, 9, 1],
+    weight_gradient=[0.005, 0.0, 3.0, 2.5, 0.0, 0.495],
+)
+
+
+def test_units_below_one_cutoff_become_halves_of_those_above_the_other() -> None:
+    assert GradientCutoff()(Layer(6), LEARNING) == [
+        Fold([0], [1.0]),  # the dead unit has nothing to fold
+        Split([2, 3], into=[1, 0], share=0.5, noise=0.1),
+    ]
+    assert GradientCutoff()(Layer(6, why_not_foldable="no bias"), LEARNING) == [
+        Split([2, 3], into=[1, 0], share=0.5, noise=0.1)
+    ]
+    assert GradientCutoff(split=2.75)(Layer(6), LEARNING) == [Split([2], into=[1], share=0.5, noise=0.1)]
+    assert GradientCutoff(split=10)(Layer(6), LEARNING) == []  # nothing to fill the places with
+
+
+def test_cutoffs_may_be_absolute() -> None:
+    half = made(mean_abs=[1, 1, 1], maximum=[2, 2, 2], outgoing_norm=[1, 1, 1], weight_gradient=[1e-4, 0.5, 1e-2])
+    assert GradientCutoff(split=0.4, remove=1e-3, relative=False)(Layer(3), half)[-1].slots == (0,)
+    assert GradientCutoff(split=0.6, remove=1e-3, relative=False)(Layer(3), half) == []
+
+
+def test_the_width_changes_within_bounds() -> None:
+    method = GradientCutoff(resize=True, least=2, most=8, noise=0.0)
+    assert method(Layer(6), LEARNING) == [Fold([0], [1.0]), Prune([1, 0]), Split([2, 3], share=0.5)]
+    assert GradientCutoff(resize=True, least=6, most=7, noise=0.0)(Layer(6), LEARNING) == [Split([2], share=0.5)]
+    assert GradientCutoff(resize=True, least=5, most=5)(Layer(6), LEARNING) == [Prune([1])]
+
+
+def test_the_width_really_changes() -> None:
+    net = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 2)).double()
+    with torch.no_grad():
+        net[0].bias[3] = -100.0
+        net[2].weight[:, 5] *= 50
+    x = torch.randn(64, 2, dtype=torch.double)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    recycler = recycle.Recycler(
+        recycle.trace(net, lambda: net(x)), GradientCutoff(resize=True), optimizers=[optimizer], sample_every=1
+    )
+    with recycler.listening():
+        net(x).square().mean().backward()
+    optimizer.step()
+    before = net(x).detach()
+    report = recycler.step()
+    assert [type(edit) for _, edit in report.edits] == [Prune, Split]
+    assert net[0].out_features == net[2].in_features == 10  # one went, one came
+    assert float((net(x) - before).abs().max() / before.abs().max()) < 0.05  # the noise is felt in second order
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"remove": 3.0}, "0 <= remove < split"),
+        ({"least": 1}, "2 <= least <= most"),
+        ({"least": 9, "most": 8}, "2 <= least <= most"),
+        ({"share": 1.0}, "0 <= share < 1"),
+        ({"noise": -1.0}, "noise >= 0"),
+    ],
+)
+def test_cutoffs_that_make_no_sense_are_refused(options: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        GradientCutoff(**options)
+
+
+def test_regrama_resets_what_learns_nothing_and_keeps_what_it_said() -> None:
+    assert ReGraMa()(Layer(6), LEARNING) == [Fold([0], [1.0]), Reset([1, 0])]
+    assert ReGraMa(tau=0.5)(Layer(6), LEARNING) == [Fold([0, 5], [1.0, 1.0]), Reset([1, 0, 5])]
+    assert ReGraMa(tau=0.0)(Layer(6), LEARNING) == [Reset([1])]
+    with pytest.raises(ValueError, match="tau >= 0, got tau=-1"):
+        ReGraMa(tau=-1)
+
+
+def test_regrama_never_resets_the_heads_of_actions_that_were_not_taken() -> None:
+    """In the authors' code Q-values of actions outside the batch were redrawn, and outgoing weights kept."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        net[0].bias[2] = -100.0
+    x = torch.randn(32, 3, dtype=torch.double)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-9)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), ReGraMa(), optimizers=[optimizer], sample_every=1)
+    with recycler.listening():
+        net(x)[:, 1].square().mean().backward()  # actions 0, 2 and 3 are never taken
+    optimizer.step()
+    before = net(x).detach()
+    assert recycler.step().edits == (("0", Reset([2])),)
+    assert torch.equal(net(x), before)
