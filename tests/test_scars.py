@@ -19,6 +19,18 @@ from recycle.methods.redo import ReDo
 
 METHODS = sorted(recycle.METHODS)
 RECYCLING = [name for name in METHODS if name != "monitor"]
+EAGER = {"gradient_cutoff": {"split": 0.02}}  # options with which a method acts wherever a unit is dead
+
+
+def after_one_update(net: nn.Module, method: str) -> Recycler:
+    """A recycler whose network has seen one batch, with gradients, and not moved."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    method_object = recycle.find(method)(**EAGER.get(method, {}))
+    recycler = Recycler(recycle.trace(net, lambda: net(X)), method_object, optimizers=[optimizer], sample_every=1)
+    with recycler.listening():
+        net(X).square().mean().backward()
+    optimizer.step()
+    return recycler
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -208,10 +220,7 @@ def test_layers_of_different_widths_in_one_network(name: str) -> None:
     net = mlp(alive=True)
     with torch.no_grad():
         net[0].bias[1] = net[2].bias[3] = -1e3
-    recycler = Recycler(recycle.trace(net, lambda: net(X)), recycle.find(name)(), sample_every=1)
-    with recycler.listening():
-        net(X)
-    report = recycler.step()
+    report = after_one_update(net, name).step()
     assert {n: g.recycled for n, g in report.groups.items()} == {"0": 1, "2": 1}
 
 
@@ -431,10 +440,8 @@ def test_recycling_draws_from_its_own_random_numbers(name: str) -> None:
     net = mlp(alive=True)
     with torch.no_grad():
         net[0].bias[1] = -1e3
-    recycler = Recycler(recycle.trace(net, lambda: net(X)), recycle.find(name)(), sample_every=1)
     state = list(randomness())
-    with recycler.listening():
-        net(X)
+    recycler = after_one_update(net, name)
     assert recycler.step().recycled == 1
     assert list(randomness()) == state
 
