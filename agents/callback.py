@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -180,7 +181,7 @@ class RecycleCallback(BaseCallback):
                 raise ValueError(f"include and exclude leave no group of {', '.join(names)}; drop one of them")
             found[network.name] = Recycler(
                 graph,
-                self.method,
+                copy.deepcopy(self.method),  # what it remembers is of one network
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,

@@ -421,6 +421,7 @@ class Recycler:
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
             "parent": {k: v.clone() for k, v in self._parent.items()},
             "generator": self.generator.get_state(),
+            "method": self.method.state_dict() if hasattr(self.method, "state_dict") else None,
             "batch": _moved(self._batch, torch.device("cpu")),
         }
 
@@ -436,6 +437,8 @@ class Recycler:
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self._parent = {k: v.clone() for k, v in state["parent"].items()}
         self.generator.set_state(state["generator"])
+        if hasattr(self.method, "load_state_dict") and state["method"] is not None:
+            self.method.load_state_dict(state["method"])
         tensors = [t for t in self.graph.module.parameters()]
         self._batch = _moved(state["batch"], tensors[0].device) if tensors else state["batch"]
 

@@ -44,6 +44,8 @@ class Stats:
     """L2 norm of the incoming weights."""
     outgoing_norm: Tensor
     """L1 norm of the outgoing weights: how much the consumers listen."""
+    updates: int = 0
+    """Updates since the last event, sampled or not."""
     finite: bool = True
     """False if a NaN or an infinity was seen; such a window says nothing."""
     settled: Tensor | None = None

@@ -63,7 +63,7 @@ class Tracker:
         self._attached = self._paused = False
         self._resumed_at, self._between_pauses = 0, -1  # in updates; tells when the next pause is to be expected
         self._steps = [0] * len(self.optimizers)
-        self._root_calls = 0
+        self._root_calls = self._cleared_at = 0
         self._calls: dict[object, int] = {}  # by observation point, where neither steps nor root calls tell updates
         for group in graph:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
@@ -253,6 +253,7 @@ class Tracker:
 
     def clear(self) -> None:
         """Begin a new window for every group."""
+        self._cleared_at = self.passes
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -287,6 +288,7 @@ class Tracker:
             age=(self.passes - self.born[group.name]).double(),
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
             outgoing_norm=_norm(group, group.outgoing, 1),
+            updates=self.passes - self._cleared_at,
             finite=finite,
             settled=_settled(group),
             generator=generator,
@@ -306,6 +308,7 @@ class Tracker:
             "steps": list(self._steps),
             "pauses": [self._resumed_at, self._between_pauses],
             "root_calls": self._root_calls,
+            "cleared_at": self._cleared_at,
             "born": {k: v.clone() for k, v in self.born.items()},
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
@@ -324,7 +327,7 @@ class Tracker:
             raise ValueError(f"the state was saved for the groups {widths}, this graph has {mine}")
         self.passes, self._steps = int(state["passes"]), list(state["steps"])
         self._resumed_at, self._between_pauses = state["pauses"]
-        self._root_calls = int(state["root_calls"])
+        self._root_calls, self._cleared_at = int(state["root_calls"]), int(state["cleared_at"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
         for name, windows in self._windows.items():
             device = self.graph[name].tensor(self.graph[name].incoming[0].name).device

@@ -19,7 +19,10 @@ from recycle.methods.redo import ReDo
 
 METHODS = sorted(recycle.METHODS)
 RECYCLING = [name for name in METHODS if name != "monitor"]
-EAGER = {"gradient_cutoff": {"split": 0.02}}  # options with which a method acts wherever a unit is dead
+EAGER = {
+    "gradient_cutoff": {"split": 0.02},
+    "cbp": {"rate": 0.25, "maturity": 0},
+}  # options with which a method acts wherever a unit is dead
 
 
 def after_one_update(net: nn.Module, method: str) -> Recycler:

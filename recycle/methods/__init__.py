@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from recycle.edits import Edit
+from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
@@ -26,7 +27,10 @@ from recycle.stats import Stats
 
 
 class Method(Protocol):
-    """What a recycler needs of a method. No base class, no registration."""
+    """What a recycler needs of a method. No base class, no registration.
+
+    One that remembers something from event to event also has ``state_dict()`` and ``load_state_dict(state)``.
+    """
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -44,6 +48,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "split": SplitDead,
     "mirror": Mirror,
     "redo": ReDo,
+    "cbp": ContinualBackprop,
     "regrama": ReGraMa,
     "gradient_cutoff": GradientCutoff,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import recycle
 from recycle import Fold, Prune, Reset, Split
 from recycle.births import mirror
 from recycle.methods import METHODS, find
+from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
@@ -87,7 +89,9 @@ HEALTHY = made(mean=[1, 1, 1], mean_abs=[1, 1, 1], minimum=[0, 0, 0], maximum=[2
 
 def test_the_built_in_methods() -> None:
     assert {
-        "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo, "regrama": ReGraMa,
+        "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo,
+        "cbp": ContinualBackprop,
+        "regrama": ReGraMa,
         "gradient_cutoff": GradientCutoff,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
@@ -277,10 +281,7 @@ def test_did_you_mean(wrong: str, right: str) -> None:
 
 
 def test_a_name_like_no_other_lists_them_all() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"no method 'xyz': there are monitor, random, split, mirror, redo, regrama, gradient_cutoff, or my_mo",
-    ):
+    with pytest.raises(ValueError, match=rf"no method 'xyz': there are {', '.join(METHODS)}, or my_module:MyMethod"):
         find("xyz")
 
 
@@ -428,3 +429,68 @@ def test_regrama_never_resets_the_heads_of_actions_that_were_not_taken() -> None
     before = net(x).detach()
     assert recycler.step().edits == (("0", Reset([2])),)
     assert torch.equal(net(x), before)
+
+
+# ---------------------------------------------------------------- continual backprop
+
+
+def aged(ages: list[float], updates: int = 1000) -> Stats:
+    """Utilities 2, 0, 12, 6, 0, 1 by contribution."""
+    return dataclasses.replace(DEAD, age=torch.tensor(ages, dtype=torch.double), updates=updates)
+
+
+def test_cbp_replaces_the_least_useful_mature_units_at_its_rate() -> None:
+    method = ContinualBackprop(rate=1e-3, maturity=100)
+    old = aged([500, 50, 500, 500, 50, 500])  # the dead ones are young: 4 mature units, 4 due
+    assert method(Layer(6), old) == [Fold([5, 0, 3, 2], [1.0, 1.0, 2.0, 3.0]), Reset([5, 0, 3, 2])]
+    method = ContinualBackprop(rate=5e-4, maturity=100)
+    assert method(Layer(6), old) == [Fold([5, 0], [1.0, 1.0]), Reset([5, 0])]
+    assert method(Layer(6), aged([50] * 6)) == []
+    assert ContinualBackprop()(Layer(6), aged([10_000] * 6)) == []  # older than maturity, not as old as
+
+
+def test_cbp_adds_up_parts_of_units_and_remembers_them() -> None:
+    method, copy = ContinualBackprop(rate=1e-4, maturity=0), ContinualBackprop(rate=1e-4, maturity=0)
+    old = aged([500] * 6)  # .6 units an event
+    assert [len(method(Layer(6), old)) > 0 for _ in range(5)] == [False, True, False, True, True]
+    assert method(Layer(6, name="other"), old) == []
+    method(Layer(6), old)
+    copy.load_state_dict(method.state_dict())
+    assert [method(Layer(6), old) for _ in range(4)] == [copy(Layer(6), old) for _ in range(4)]
+
+
+def test_cbp_utilities() -> None:
+    stats = made(
+        mean_abs=[4, 1], variance=[0, 9], outgoing_norm=[2, 1], incoming_norm=[1, 6], age=[1, 1], maximum=[4, 3]
+    )
+    assert ContinualBackprop().usefulness(stats).tolist() == [8, 1]
+    assert ContinualBackprop(utility="zero_contribution").usefulness(stats).tolist() == [0, 3]
+    assert ContinualBackprop(utility="adaptable").usefulness(stats).tolist() == [0, 0.5]
+    for wrong, reason in (({"rate": 2.0}, "rate in"), ({"maturity": -1}, "maturity >= 0"), ({"utility": "x"}, "knows")):
+        with pytest.raises(ValueError, match=reason):
+            ContinualBackprop(**wrong)  # type: ignore[arg-type]
+
+
+def test_cbp_keeps_the_mean_of_what_it_removes() -> None:
+    """The reference code zeroes the mean before it reads it, so that its correction is always nothing."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    with torch.no_grad():
+        net[0].bias += 1.0
+    x = torch.randn(256, 3, dtype=torch.double)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    method = ContinualBackprop(rate=0.5, maturity=0)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), method, optimizers=[optimizer], sample_every=1)
+    with recycler.listening():
+        net(x).sum().backward()
+    optimizer.step()
+    before = net(x).detach()
+    assert recycler.step().recycled == 3
+    assert float((net(x) - before).abs().max()) > 1e-3  # live units are gone
+    assert float((net(x) - before).mean(0).abs().max()) < 1e-12  # and their mean is not
+    for _ in range(2):
+        with recycler.listening():
+            net(x).sum().backward()
+        optimizer.step()
+    report = recycler.step()
+    assert recycler.state_dict()["method"] == {"owed": {"0": 0.0}}
+    assert report.recycled == 6
