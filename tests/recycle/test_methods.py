@@ -373,8 +373,10 @@ def test_the_width_changes_within_bounds() -> None:
 
 
 def test_the_width_really_changes() -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 2)).double()
     with torch.no_grad():
+        net[0].bias.fill_(1.0)
         net[0].bias[3] = -100.0
         net[2].weight[:, 5] *= 50
     x = torch.randn(64, 2, dtype=torch.double)
@@ -417,6 +419,7 @@ def test_regrama_resets_what_learns_nothing_and_keeps_what_it_said() -> None:
 
 def test_regrama_never_resets_the_heads_of_actions_that_were_not_taken() -> None:
     """In the authors' code Q-values of actions outside the batch were redrawn, and outgoing weights kept."""
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)).double()
     with torch.no_grad():
         net[0].bias[2] = -100.0
@@ -473,6 +476,7 @@ def test_cbp_utilities() -> None:
 
 def test_cbp_keeps_the_mean_of_what_it_removes() -> None:
     """The reference code zeroes the mean before it reads it, so that its correction is always nothing."""
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
     with torch.no_grad():
         net[0].bias += 1.0
