@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,31 @@ class Axis:
         rest = [n for d, n in enumerate(tensor.shape) if d != self.dim]
         part = values.reshape(-1, *rest).movedim(0, self.dim)
         tensor.index_copy_(self.dim, self.entries(units, tensor.device), part.to(tensor.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Observer:
+    """A layer whose input, or output, shows the outputs of units."""
+
+    name: str
+    """Path of the layer in the traced module."""
+    index: Tensor
+    """Positions of each unit along the features or channels, ``(width, span)``."""
+    size: int
+    """Features or channels that the layer reads, or gives."""
+    at_output: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the units are all there is, in order."""
+        return self.index.shape[1] == 1 and torch.equal(self.index[:, 0], torch.arange(self.size))
+
+    def value(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """What shows them in a call of the layer. A recurrent layer returns a tuple, perhaps of packed sequences."""
+        if not self.at_output:
+            return args[0] if args else kwargs.get("input")
+        first = output[0] if isinstance(output, tuple) and not hasattr(output, "batch_sizes") else output
+        return getattr(first, "data", first)
 
 
 @dataclass(eq=False)
@@ -124,26 +150,30 @@ class UnitGroup:
             return "its consumers read different values of it"
         return ""
 
-    def observers(self) -> list[tuple[nn.Module, Axis]]:
-        """Consumers whose input shows the units' outputs: one for each distinct value that is consumed.
+    def observers(self) -> list[Observer]:
+        """Where hooks see the units' outputs: one place for each distinct value that is consumed.
 
-        Empty where some consumer cannot be watched by a hook (a bare parameter, a recurrent layer): such a
-        group is never recycled.
+        Empty where some consumer reads what no hook can see (a bare parameter, an inner layer of a recurrent stack):
+        such a group is never recycled.
         """
         seen: set[tuple[int, ...]] = set()
         found = []
         for axis in self.outgoing:
             owner, _, leaf = axis.name.rpartition(".")
             consumer = self.module.get_submodule(owner)
-            if not (axis.hooked and leaf == "weight" and _plain(consumer)):
-                return []
-            if axis.sources <= seen:
+            if axis.hooked and leaf == "weight" and _plain(consumer):
+                if not axis.sources <= seen:
+                    found.append(Observer(owner, axis.index, self.tensor(axis.name).shape[axis.dim]))
+                seen |= axis.sources
                 continue
-            seen |= axis.sources
-            found.append((consumer, axis))
+            width = _recurrent_width(consumer, leaf)
+            if not width:
+                return []
+            offset = width // 2 * leaf.endswith("_reverse")
+            found.append(Observer(owner, axis.index + offset, width, at_output=True))
         return found
 
-    def norms(self) -> list[tuple[nn.Module, Axis]]:
+    def norms(self) -> list[Observer]:
         """Normalisations that mix these units: the only place to see what an activation before them gave."""
         found = []
         for axis in self.incoming:
@@ -151,7 +181,7 @@ class UnitGroup:
             layer = self.module.get_submodule(owner)
             own = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
             if not self.exact and own and leaf == "weight" and self.tensor(axis.name).dim() == 1:
-                found.append((layer, axis))
+                found.append(Observer(owner, axis.index, len(self.tensor(axis.name))))
         return found
 
     def producers(self) -> list[tuple[nn.Module, Axis]]:
@@ -235,6 +265,15 @@ def _plain(layer: nn.Module) -> bool:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     own = any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
     return own and "forward" not in vars(layer)
+
+
+def _recurrent_width(layer: nn.Module, leaf: str) -> int:
+    """Features of a recurrent layer's output, if it shows what the recurrent weight ``leaf`` reads; else 0."""
+    if isinstance(layer, nn.RNNCellBase) and leaf == "weight_hh":
+        return int(layer.hidden_size)
+    if isinstance(layer, nn.RNNBase) and leaf.startswith(f"weight_hh_l{layer.num_layers - 1}"):
+        return int(layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
+    return 0
 
 
 def _under(group: str, name: str) -> bool:

@@ -93,7 +93,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
-    held = [(m, dict(m._buffers)) for m in module.modules()]
+    held = [(m, dict(m._buffers)) for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
     still = [m for m in module.modules() if m.training and isinstance(m, _STOCHASTIC)]
     fused = (
         torch._C._get_mkldnn_enabled(),

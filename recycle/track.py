@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recycle.graph import Axis, Graph, UnitGroup
+from recycle.graph import Axis, Graph, Observer, UnitGroup
 from recycle.stats import Gradients, Stats, Window, joined, largest, wide
 
 
@@ -69,7 +69,9 @@ class Tracker:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
             points = group.observers()
             if not points:
-                self.unobserved[group.name] = "a consumer is no Linear or Conv layer, so no hook sees its input"
+                self.unobserved[group.name] = (
+                    "a consumer is no Linear, Conv or last recurrent layer, so no hook sees what it reads"
+                )
             self._windows[group.name] = [Window() for _ in (*points, *group.norms())]
             self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
@@ -144,9 +146,14 @@ class Tracker:
         """Layer, hook, and whether it watches the input (or else the output)."""
         for group in self.graph:
             watched = (*group.observers(), *group.norms())
-            for (consumer, axis), window in zip(watched, self._windows[group.name], strict=True):
-                index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                yield consumer, partial(self._watch_input, window, index), True
+            for observer, window in zip(watched, self._windows[group.name], strict=True):
+                index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
+                if observer.at_output:
+                    hook = partial(self._watch_recurrent, window, index, observer)
+                    yield group.module.get_submodule(observer.name), hook, False
+                else:
+                    hook = partial(self._watch_input, window, index)
+                    yield group.module.get_submodule(observer.name), hook, True
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 yield producer, partial(self._watch_output, seen, index), False
@@ -207,6 +214,13 @@ class Tracker:
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
+            window.add(_per_unit(act.detach(), layer, index))
+
+    def _watch_recurrent(
+        self, window: Window, index: Tensor | None, observer: Observer, layer: nn.Module, args: Any, output: Any
+    ) -> None:
+        act = observer.value(args, {}, output)
+        if self._counts(layer, act) and self._due(window):
             window.add(_per_unit(act.detach(), layer, index))
 
     def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -397,15 +411,15 @@ def peak(group: UnitGroup, module: nn.Module, inputs: tuple[tuple[Any, ...], dic
     """
     highest = torch.zeros(group.width, dtype=torch.double)
 
-    def watch(index: Tensor | None, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen = _per_unit(args[0].detach(), layer, index).abs().amax(0).double().cpu()
+    def watch(observer: Observer, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        act = observer.value(args, kwargs, output)
+        seen = _per_unit(act.detach(), layer, observer.index.to(act.device)).abs().amax(0).double().cpu()
         torch.maximum(highest, seen, out=highest)
 
     handles = []
-    for axis in (axis for _, axis in group.observers()):
-        consumer = module.get_submodule(axis.name.rpartition(".")[0])
-        index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-        handles.append(consumer.register_forward_pre_hook(partial(watch, index)))
+    for observer in group.observers():
+        layer = module.get_submodule(observer.name)
+        handles.append(layer.register_forward_hook(partial(watch, observer), with_kwargs=True))
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
         module.eval()

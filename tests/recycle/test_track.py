@@ -673,3 +673,55 @@ def test_a_constant_behind_batch_norm_is_folded_when_both_modes_agree_on_it() ->
                                     minimum=stats.minimum.index_fill(0, torch.tensor(2), 0.5))  # fmt: skip
         made[passes] = [type(edit).__name__ for edit in method(graph["0"], stats)]
     assert made == {3: [], 400: ["Fold", "Split"]}
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(3, 6, batch_first=True),
+    "gru": lambda: nn.GRU(3, 6),
+    "both ways": lambda: nn.GRU(3, 6, bidirectional=True),
+    "last of two layers": lambda: nn.RNN(3, 6, 2, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_units_of_the_last_recurrent_layer_are_seen_in_its_output(kind: str) -> None:
+    layer = built(RECURRENT[kind])
+    net = nn.ModuleDict({"r": layer, "head": built(lambda: nn.Linear(6 * (1 + layer.bidirectional), 2))})
+    x = rand(4, 5, 3)
+    graph = recycle.trace(net, lambda: net["head"](net["r"](x)[0]))
+    with Tracker(graph, sample_every=1) as tracker:
+        net["head"](net["r"](x)[0])
+    seen = layer(x)[0].detach().reshape(20, -1).numpy()
+    last = f"_l{layer.num_layers - 1}"
+    for group in graph:
+        if kind == "last of two layers" and not any(last in axis.name for axis in group.incoming):
+            assert "no hook sees" in tracker.unobserved[group.name]
+            continue
+        backwards = any("reverse" in axis.name for axis in group.incoming)
+        agrees(tracker.stats(group), seen[:, 6:] if backwards else seen[:, :6])
+
+
+def test_units_of_a_cell_in_a_loop_are_seen() -> None:
+    def loop(m: Any, x: Tensor) -> Tensor:
+        h = c = torch.zeros(4, 5, dtype=torch.double)
+        for step in x:
+            h, c = m.cell(step, (h, c))
+        return m.head(h)
+
+    net = Wire(loop, cell=built(lambda: nn.LSTMCell(3, 5)), head=built(lambda: nn.Linear(5, 2)))
+    x = rand(7, 4, 3)
+    graph = recycle.trace(net, lambda: net(x))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(x)
+    assert tracker.stats(graph["cell"]).samples == 4  # the head reads the last step only
+    assert sum(w.count for w in tracker._windows["cell"]) == 4 + 7 * 4
+
+
+def test_a_packed_sequence_is_seen_too() -> None:
+    net = Wire(lambda m, x: m.head(m.r(nn.utils.rnn.pack_padded_sequence(x, [5, 3, 2]))[0].data),
+               r=built(lambda: nn.GRU(2, 4)), head=built(lambda: nn.Linear(4, 2)))  # fmt: skip
+    x = rand(5, 3, 2)
+    graph = recycle.trace(net, lambda: net(x))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(x)
+    assert tracker.stats(graph["r"]).samples == 10
