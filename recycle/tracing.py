@@ -140,15 +140,16 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     entries = [*((key, vector, True) for key, vector in rows.items()),
                *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
     units = torch.unique(roots[1:])
+    groups: list[UnitGroup] = []
+    frozen: dict[str, str] = {}
     if not len(units) or not entries:
-        return [], {}
+        _mention_the_rest(module, labels, groups, frozen)
+        return groups, frozen
     counts = torch.stack([torch.bincount(v[v > 0], minlength=len(roots)) for _, v, _ in entries])[:, units]
     texts = ["", *dict.fromkeys(reasons.values())]
     why = torch.tensor([texts.index(reasons.get(u, "")) for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
     kinds, kind_of = torch.unique(torch.cat([counts, why[None]]), dim=1, return_inverse=True)
-    groups: list[UnitGroup] = []
-    frozen: dict[str, str] = {}
     firsts = [int(units[kind_of == k].min()) for k in range(kinds.shape[1])]
     for k in sorted(range(kinds.shape[1]), key=firsts.__getitem__):
         members = units[kind_of == k]
@@ -165,6 +166,10 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
         reason = reason or ("" if len(members) > 1 else "one unit alone has nothing to be split with")
         if reason:
             frozen[name] = reason
+            for axis in incoming:  # a layer whose units are summed with those of another is frozen with them
+                owner, _, leaf = axis.name.rpartition(".")
+                if axis.role == "weight" and leaf == "weight" and name.partition("[")[0] != owner:
+                    frozen.setdefault(_name(module, [axis], {g.name for g in groups}), reason)
             continue
         blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
         group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend)
