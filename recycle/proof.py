@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
     """
     if not groups:
         return {}
+    calls = [partial(_repeatable, module, call) for call in calls]
     failed: dict[str, str] = {}
     for test, reach in ((_prove, 0.0), *((_exchange, reach) for reach in _REACHES)):
         with _randomised(groups, module, reach=reach) as restore:
@@ -147,6 +149,7 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     Biases of both signs and large and small factors reach every piece of a piecewise activation.
     """
     everything = torch.arange(group.width)
+    calls = [partial(_repeatable, module, call) for call in calls]
     with _randomised([group], module, reach=1.0) as restore, _Plain():
         reference = _outputs(calls)
         for factor in (2.0**12, 2.0**-12):
@@ -246,6 +249,18 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, reach: float 
         finally:
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
+
+
+def _repeatable(module: nn.Module, call: Call) -> Any:
+    """Make a call that leaves no trace in the buffers, such as the power iterations of spectral norm."""
+    held = [(b, b.detach().clone()) for b in module.buffers()]
+    try:
+        return call()
+    finally:
+        with torch.no_grad():
+            for buffer, value in held:
+                if not torch.equal(buffer, value):  # autograd counts every write
+                    buffer.copy_(value)
 
 
 def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:

@@ -82,3 +82,12 @@ def test_a_layer_that_is_summed_with_a_frozen_one_is_named_too() -> None:
 
 def test_a_network_without_any_unit_says_why() -> None:
     assert "as a whole" in _frozen(nn.Sequential(nn.Linear(1, 1)), 1)["0"]
+
+
+def test_a_call_that_changes_a_buffer_can_be_repeated() -> None:
+    """Spectral norm iterates at every call, so that two calls differ: no reason to refuse what comes behind it."""
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))
+    net, x = nn.Sequential(first, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double(), torch.randn(5, 3).double()
+    before = [b.clone() for b in net.buffers()]
+    assert [group.name for group in recycle.trace(net, lambda: net(x))] == ["1"]
+    assert all(map(torch.equal, before, net.buffers()))
