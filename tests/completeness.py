@@ -74,9 +74,18 @@ def outputs(calls: Sequence[Call]) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for call in calls:
-            result = call()
-            found += [t.clone() for t in (result if isinstance(result, tuple) else (result,)) if t.is_floating_point()]
+            found += [t.clone() for t in leaves(call())]
     return found
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor of a nested return value."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
 
 
 def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -328,9 +337,8 @@ class Editable:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for call in self.calls:
-                result = call()
-                for t in result if isinstance(result, tuple) else (result,):
-                    if t.is_floating_point() and t.requires_grad:
+                for t in leaves(call()):
+                    if t.requires_grad:
                         total = total + (t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum()
         if not total.requires_grad:
             return {}
