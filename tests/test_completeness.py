@@ -43,7 +43,11 @@ def test_what_is_offered_is_complete(name: str) -> None:
 
 # What a group names and no output depends on: a bias that the next operation takes away again, the recurrent
 # weights of a direction of which only the first step is read.
-NO_MATTER = {"batchnorm_without_memory": "0.bias", "two_lstm_layers": "lstm.weight_hh_l1_reverse"}
+NO_MATTER = {
+    "batchnorm_without_memory": "0.bias",
+    "group_norm": "3.bias",
+    "two_lstm_layers": "lstm.weight_hh_l1_reverse",
+}
 
 
 def mutants(group: UnitGroup) -> Iterator[tuple[str, UnitGroup]]:
