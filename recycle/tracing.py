@@ -53,7 +53,10 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
             group.prove_homogeneous = _Homogeneity(module, calls)
         failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
     kept = [group for group in groups if group.name not in failed]
-    return Graph(module, kept, {**frozen, **failed})
+    for group in groups:
+        if group.name in failed:
+            _refuse(module, group.name, group.incoming, failed[group.name], frozen, {g.name for g in kept})
+    return Graph(module, kept, frozen)
 
 
 class _Homogeneity:
@@ -165,11 +168,7 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
         reason = reason or ("" if outgoing else "nothing consumes it through a weight")
         reason = reason or ("" if len(members) > 1 else "one unit alone has nothing to be split with")
         if reason:
-            frozen[name] = reason
-            for axis in incoming:  # a layer whose units are summed with those of another is frozen with them
-                owner, _, leaf = axis.name.rpartition(".")
-                if axis.role == "weight" and leaf == "weight" and name.partition("[")[0] != owner:
-                    frozen.setdefault(_name(module, [axis], {g.name for g in groups}), reason)
+            _refuse(module, name, incoming, reason, frozen, {g.name for g in groups})
             continue
         blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
         group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend)
@@ -178,6 +177,17 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
         groups.append(group)
     _mention_the_rest(module, labels, groups, frozen)
     return groups, frozen
+
+
+def _refuse(
+    module: nn.Module, name: str, incoming: Sequence[Axis], reason: str, frozen: dict[str, str], taken: set[str]
+) -> None:
+    """Freeze a group under its own name, and under those of other layers whose units are summed with its own."""
+    frozen[name] = reason
+    for axis in incoming:
+        owner, _, leaf = axis.name.rpartition(".")
+        if axis.role == "weight" and leaf == "weight" and name.partition("[")[0] != owner:
+            frozen.setdefault(_name(module, [axis], taken), reason)
 
 
 def _mention_the_rest(

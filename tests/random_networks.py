@@ -198,7 +198,7 @@ def along(value: Value, code: str) -> str:
 WIDTHS = (2, 3, 4, 5, 6)
 
 
-@step("flat", "time", "grid", weight=5)
+@step("flat", "time", "grid", weight=7)
 def linear(w: Writer, v: Value) -> None:
     n = w.pick((4, 3, 2, 5, 6))
     layer = w.part(f"nn.Linear({v.width}, {n}, bias={w.pick((True, True, False))})")
@@ -259,7 +259,7 @@ def tied(w: Writer, v: Value) -> None:
         w.let(f"F.linear({v}, {w.pick(fits)}.weight.t())", "flat")
 
 
-@step("line", "map", weight=4)
+@step("line", "map", weight=6)
 def convolution(w: Writer, v: Value) -> None:
     n, dims = w.pick((4, 3, 2, 6)), 1 if v.kind == "line" else 2
     kernel = w.pick((1, 2, 3)) if min(v.shape[2:]) >= 3 else 1
@@ -537,7 +537,11 @@ def shuffled(w: Writer, v: Value) -> None:
     if v.width % 2 == 0 and v.width > 2:
         rest = ", ".join(map(str, v.shape[2:]))
         w.let(f"{v}.reshape(-1, 2, {v.width // 2}, {rest}).transpose(1, 2).reshape(-1, {v.width}, {rest})", v.kind)
-    elif v.kind == "map" and v.width % 4 == 0:
+
+
+@step("map")
+def space_from_channels(w: Writer, v: Value) -> None:
+    if v.width % 4 == 0:
         w.let(f"F.pixel_shuffle({v}, 2)", "map")
 
 
@@ -672,7 +676,7 @@ def _returned(w: Writer) -> str:
 
 
 @st.composite
-def programs(draw: Any, steps: int = 14) -> Program:
+def programs(draw: Any, steps: int = 16) -> Program:
     """Networks of up to ``steps`` operations in each of one or two entry points."""
 
     def pick(options: Sequence[Any]) -> Any:
@@ -688,7 +692,7 @@ def programs(draw: Any, steps: int = 14) -> Program:
         entries = ["forward", "second"][: pick((1, 1, 1, 2))]
         bodies = []
         for entry in entries:
-            _body(w, inputs, 3 + draw(st.integers(0, steps - 3)))
+            _body(w, inputs, 4 + draw(st.integers(0, steps - 4)))
             w.lines.append(_returned(w))
             bodies.append((entry, list(w.lines)))
     arguments = ", ".join(f"x{i}" for i in range(len(inputs)))

@@ -23,7 +23,7 @@ MANY = int(os.environ.get("RANDOM_NETWORKS", "20000"))
 PARTS = 5
 COVERED = 0.8  # of the rows that could be split, at least as many are offered
 PHASES = (Phase.generate, Phase.shrink)
-JUDGED = 4  # every so many networks coverage is counted: it costs more than all laws together
+JUDGED = 8  # every so many networks coverage is counted: it costs more than all laws together
 
 
 def state(net: nn.Module, calls: Any) -> list[Any]:
@@ -83,8 +83,7 @@ def everything_is_told(net: nn.Module, graph: Any) -> None:
 
 def judge(program: Program, net: nn.Module, calls: Any, graph: Any, counts: Counter[str]) -> None:
     """Count rows that could be split, and those of them that are offered."""
-    offered = {(a.name, a.dim): set(a.index.flatten().tolist()) for g in graph for a in g.incoming}
-    offered = {}
+    offered: dict[tuple[str, int], set[int]] = {}
     for group in graph:
         for axis in group.incoming:
             offered.setdefault((axis.name, axis.dim), set()).update(axis.index.flatten().tolist())
@@ -125,6 +124,32 @@ def run(examples: int, number: int) -> Counter[str]:
 
     every()
     return counts
+
+
+# One word of each operation that a program may hold.
+OPERATIONS = (
+    "nn.Linear", "@", "einsum", "bmm", "addmm", "F.linear", "nn.Conv1d", "nn.Conv2d", "nn.ConvTranspose1d",
+    "nn.ConvTranspose2d", "groups=2", "reflect", "nn.LSTM(", "nn.GRU(", "nn.RNN(", "nn.LSTMCell", "nn.GRUCell",
+    "nn.RNNCell", "bidirectional", "proj_size=1", "scaled_dot_product", "nn.MultiheadAttention", "weight_norm",
+    "spectral_norm", "nn.Embedding", "nn.PReLU()", "nn.PReLU(4)", "nn.Dropout", "inplace=True", "nn.BatchNorm1d",
+    "nn.BatchNorm2d", "nn.GroupNorm", "nn.InstanceNorm", "nn.LayerNorm", "nn.RMSNorm", "torch.softmax", ".detach()",
+    ".flip(", ".roll(", "F.pad(", "torch.gather", "torch.index_select", "torch.cat", ".chunk(", "F.glu",
+    "repeat_interleave", "pixel_shuffle", ".transpose(", ".permute(", ".flatten(", ".mean(", ".amax(", ".sum(", "max_pool", "avg_pool",
+    "interpolate", ".weight.t()", "+=", "def second",
+)  # fmt: skip
+
+
+def test_every_operation_is_drawn() -> None:
+    seen: set[str] = set()
+
+    @seed(0)
+    @settings(max_examples=500, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+    @given(programs())
+    def every(program: Program) -> None:
+        seen.update(word for word in OPERATIONS if word in program.source)
+
+    every()
+    assert set(OPERATIONS) <= seen
 
 
 @pytest.mark.parametrize("part", range(PARTS))

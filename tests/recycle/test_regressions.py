@@ -80,6 +80,15 @@ def test_a_layer_that_is_summed_with_a_frozen_one_is_named_too() -> None:
     assert "sort" in frozen["a"] and frozen["b"] == frozen["a"]
 
 
+def test_a_layer_that_is_summed_with_one_that_failed_its_trial_is_named_too() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = net.a(x) + net.b(x)
+        return net.c(torch.cat([torch.relu(h[:, :1]), h[:, 1:]], 1))
+
+    frozen = _frozen(_Wired(forward, a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)), 3)
+    assert "change" in frozen["a"] and frozen["b"] == frozen["a"]
+
+
 def test_a_network_without_any_unit_says_why() -> None:
     assert "as a whole" in _frozen(nn.Sequential(nn.Linear(1, 1)), 1)["0"]
 
