@@ -207,10 +207,11 @@ def linear(w: Writer, v: Value) -> None:
     w.let(f"{layer}({v})", v.kind)
 
 
-@step("flat", "time", "grid")
+@step("flat", "time", "grid", weight=2)
 def bare_product(w: Writer, v: Value) -> None:
     n = w.pick((4, 3, 2))
-    form = w.pick(("@", "einsum", "bmm", "linear", "part", "addmm"))
+    last = "bmm" if v.kind == "time" else "addmm" if v.kind == "flat" else "@"
+    form = w.pick(("@", "einsum", "linear", "part", last, last))
     letters = {"flat": "b", "time": "bt", "grid": "bhw"}[v.kind]
     big = w.part(f"nn.Parameter(torch.randn({v.width + 2}, {n}) / 2)" if form == "part" else
                  f"nn.Parameter(torch.randn({n}, {v.width}) / 2)" if form == "linear" else
@@ -218,14 +219,14 @@ def bare_product(w: Writer, v: Value) -> None:
     w.makers[big[5:]] = 0 if form == "linear" else 1
     if form == "einsum":
         w.let(f"torch.einsum('{letters}f,fo->{letters}o', {v}, {big})", v.kind)
-    elif form == "bmm" and v.kind == "time":
+    elif form == "bmm":
         w.let(f"torch.bmm({v}, {big}.expand({v}.shape[0], -1, -1))", v.kind)
     elif form == "linear":
         w.let(f"F.linear({v}, {big})", v.kind)
     elif form == "part":
         start = w.pick((0, 1, 2))
         w.let(f"{v} @ {big}[{start}:{start + v.width}]", v.kind)
-    elif form == "addmm" and v.kind == "flat":
+    elif form == "addmm":
         bias = w.part(f"nn.Parameter(torch.randn({n}))", "p")
         w.let(f"torch.addmm({bias}, {v}, {big})", v.kind)
     else:
@@ -251,7 +252,7 @@ def call_again(w: Writer, v: Value) -> None:
         w.let(f"{layer}({v})", w.layers[layer][2])
 
 
-@step("flat")
+@step("flat", weight=3)
 def tied(w: Writer, v: Value) -> None:
     fits = [layer for layer in w.layers if w.layers[layer][0] == "flat" and w.layers[layer][1] > 1
             and eval(f"{layer}.weight.shape", w.names)[0] == v.width]  # fmt: skip
@@ -286,10 +287,10 @@ def transposed_convolution(w: Writer, v: Value) -> None:
     w.let(f"{layer}({v})", v.kind)
 
 
-@step("time", weight=2)
+@step("time", weight=3)
 def recurrent_layer(w: Writer, v: Value) -> None:
     kind, n = w.pick(("LSTM", "GRU", "RNN")), w.pick((3, 2))
-    more = w.pick(("", "", ", bidirectional=True", ", num_layers=2", ", proj_size=1" if kind == "LSTM" else ""))
+    more = w.pick(("", ", bidirectional=True", ", num_layers=2", ", proj_size=1" if kind == "LSTM" else ""))
     layer = w.part(f"nn.{kind}({v.width}, {n}, batch_first=True{more})")
     w.makers[f"{layer[5:]}.weight_ih_l0"] = 0
     w.let(f"{layer}({v})[0]", "time")
@@ -354,6 +355,11 @@ def activation_module(w: Writer, v: Value) -> None:
 
 
 WRITES = ("F.relu({}, inplace=True)", "{}.tanh_()", "{}.mul_(0.7)", "{}.add_(0.1)", "{}.clamp_(min=0)")
+
+
+@step("flat", "line", "map")
+def slope_of_each_unit(w: Writer, v: Value) -> None:
+    w.let(f"{w.part(f'nn.PReLU({v.width})')}({v})", v.kind)
 
 
 @step(*EVERY)
@@ -539,7 +545,7 @@ def shuffled(w: Writer, v: Value) -> None:
         w.let(f"{v}.reshape(-1, 2, {v.width // 2}, {rest}).transpose(1, 2).reshape(-1, {v.width}, {rest})", v.kind)
 
 
-@step("map")
+@step("map", weight=4)
 def space_from_channels(w: Writer, v: Value) -> None:
     if v.width % 4 == 0:
         w.let(f"F.pixel_shuffle({v}, 2)", "map")

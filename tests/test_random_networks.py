@@ -21,9 +21,9 @@ from .random_networks import Program, programs
 EXAMPLES = 500
 MANY = int(os.environ.get("RANDOM_NETWORKS", "20000"))
 PARTS = 5
-COVERED = 0.8  # of the rows that could be split, at least as many are offered
+COVERED = 0.8  # of the rows that could be split at least as many are offered; measured: 0.92
 PHASES = (Phase.generate, Phase.shrink)
-JUDGED = 8  # every so many networks coverage is counted: it costs more than all laws together
+JUDGED = 4  # every so many networks coverage is counted: it costs more than all laws together
 
 
 def state(net: nn.Module, calls: Any) -> list[Any]:
@@ -134,8 +134,8 @@ OPERATIONS = (
     "spectral_norm", "nn.Embedding", "nn.PReLU()", "nn.PReLU(4)", "nn.Dropout", "inplace=True", "nn.BatchNorm1d",
     "nn.BatchNorm2d", "nn.GroupNorm", "nn.InstanceNorm", "nn.LayerNorm", "nn.RMSNorm", "torch.softmax", ".detach()",
     ".flip(", ".roll(", "F.pad(", "torch.gather", "torch.index_select", "torch.cat", ".chunk(", "F.glu",
-    "repeat_interleave", "pixel_shuffle", ".transpose(", ".permute(", ".flatten(", ".mean(", ".amax(", ".sum(", "max_pool", "avg_pool",
-    "interpolate", ".weight.t()", "+=", "def second",
+    "repeat_interleave", "pixel_shuffle", ".transpose(", ".permute(", ".flatten(", ".mean(", ".amax(", ".sum(",
+    "max_pool", "avg_pool", "interpolate", ".weight.t()", "+=", "def second",
 )  # fmt: skip
 
 
@@ -143,13 +143,13 @@ def test_every_operation_is_drawn() -> None:
     seen: set[str] = set()
 
     @seed(0)
-    @settings(max_examples=500, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+    @settings(max_examples=1000, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
     @given(programs())
     def every(program: Program) -> None:
         seen.update(word for word in OPERATIONS if word in program.source)
 
     every()
-    assert set(OPERATIONS) <= seen
+    assert set(OPERATIONS) - seen == set()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
