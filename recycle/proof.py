@@ -1,7 +1,8 @@
-"""Prove a group on the real calls: trial splits on random parameters that must not change any output.
+"""Prove a group on the real calls: trials on random parameters that must not change any output.
 
 On a worn network a wrong group can pass, because its units contribute nothing; so all parameters are replaced
-by random values that keep units alive, and put back bit by bit.
+by random values that keep units alive, and put back bit by bit. Units that are all alive may look alike and not
+be: one is clamped, its neighbour is not. So the units also change places on values of both signs and of all sizes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_m
 Call = Callable[[], Any]
 
 _SHARE = 0.3
+_REACHES = (1.0, 32.0)
+"""How far biases of both signs go: past zero, where a ReLU bends, and past where a clamp or a ReLU6 does."""
 
 
 class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -59,21 +63,46 @@ DROPOUT = frozenset({"native_dropout", "bernoulli_"})
 def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call], *, dropout: bool) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
-    Every unit is a parent and a slot once. All groups are tried together; only if that fails, one by one.
+    Every unit is a parent and a slot once, and changes places with others wherever its activation bends. All
+    groups are tried together; only if that fails, one by one.
     ``dropout``: the calls drop activations at random, which the trials leave out.
     """
     if not groups:
         return {}
+    calls = [partial(_repeatable, module, call) for call in calls]
     failed: dict[str, str] = {}
-    with _randomised(groups, module) as restore:
-        for exact in (True, False):
-            part = [group for group in groups if group.exact is exact]
-            if not part:
-                continue
-            plain = _Plain(unmixed=not exact) if dropout or not exact else nullcontext()
-            with plain:
-                failed |= _prove(part, calls, restore)
+    for test, reach in ((_prove, 0.0), *((_exchange, reach) for reach in _REACHES)):
+        with _randomised(groups, module, reach=reach) as restore:
+            for exact in (True, False):
+                part = [group for group in groups if group.exact is exact and group.name not in failed]
+                if not part:
+                    continue
+                plain = _Plain(unmixed=not exact) if dropout or not exact else nullcontext()
+                with plain:
+                    failed |= test(part, calls, restore)
     return failed
+
+
+def _exchange(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+    """The groups whose units cannot change places, in everything that the group names: ``{name: reason}``."""
+
+    def shifted(part: Sequence[UnitGroup]) -> str:
+        for group in part:
+            everything = torch.arange(group.width)
+            for axis in (*group.incoming, *group.outgoing):
+                tensor = group.tensor(axis.name)
+                axis.write(tensor, everything, axis.read(tensor, everything).roll(1, 0))
+        change = _difference(reference, _outputs(calls))
+        restore()
+        return "" if change <= allowed else f"units that change places change the output by {change:.1e}"
+
+    reference = _outputs(calls)
+    allowed = _tolerance(reference)
+    if isinstance(reference, str) or not all(bool(t.isfinite().all()) for t in reference):
+        return {}  # such values say nothing; the trial splits have been passed
+    if not shifted(groups):
+        return {}
+    return {group.name: reason for group in groups if (reason := shifted([group]))}
 
 
 def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
@@ -121,7 +150,8 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     Biases of both signs and large and small factors reach every piece of a piecewise activation.
     """
     everything = torch.arange(group.width)
-    with _randomised([group], module, signed=True) as restore, _Plain():
+    calls = [partial(_repeatable, module, call) for call in calls]
+    with _randomised([group], module, reach=1.0) as restore, _Plain():
         reference = _outputs(calls)
         for factor in (2.0**12, 2.0**-12):
             for axis in group.incoming:
@@ -148,6 +178,7 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
     fixed = why_layers_are_fixed(group)
     if fixed:
         return fixed
+    calls = [partial(_repeatable, module, call) for call in calls]
     with _randomised([group], module) as restore, _Plain():
         try:
             if group.width > FEWEST:
@@ -229,16 +260,17 @@ def _silence(group: UnitGroup, units: Tensor) -> None:
 
 
 @contextmanager
-def _randomised(
-    groups: Sequence[UnitGroup], module: nn.Module, *, signed: bool = False
-) -> Iterator[Callable[[], None]]:
+def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, reach: float = 0.0) -> Iterator[Callable[[], None]]:
     """Random parameters and per-unit statistics; yields a function that puts the random values back.
 
-    Biases and gains lie in [.5, 1.5], which keeps units alive; ``signed``: half of the biases are negated.
+    Biases and gains lie in [.5, 1.5], which keeps units alive. With ``reach`` every other one is negated, and
+    those that are added to units are multiplied by it.
     """
     state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
+    added = {axis.name for group in groups for axis in group.incoming if axis.role == "bias"}
     tensors: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
     tensors += [b for name, b in module.named_buffers() if name in state]
+    far = {id(p) for name, p in module.named_parameters() if name in added}
     saved = [t.detach().clone() for t in tensors]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -250,8 +282,9 @@ def _randomised(
                     draw = torch.randn(tensor.shape, generator=generator, dtype=kind) * scale
                 else:
                     draw = torch.rand(tensor.shape, generator=generator, dtype=kind) + 0.5
-                    if signed and tensor.requires_grad:
+                    if reach and tensor.requires_grad:
                         draw.flatten()[::2] *= -1
+                        draw *= reach if id(tensor) in far else 1.0
                 tensor.copy_(draw)
             values = [t.detach().clone() for t in tensors]
 
@@ -263,6 +296,18 @@ def _randomised(
         finally:
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
+
+
+def _repeatable(module: nn.Module, call: Call) -> Any:
+    """Make a call that leaves no trace in the buffers, such as the power iterations of spectral norm."""
+    held = [(b, b.detach().clone()) for b in module.buffers()]
+    try:
+        return call()
+    finally:
+        with torch.no_grad():
+            for buffer, value in held:
+                if not torch.equal(buffer, value):  # autograd counts every write
+                    buffer.copy_(value)
 
 
 def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:

@@ -42,11 +42,14 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
         groups, frozen = _groups(module, labels, uses)
         failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
     kept = [group for group in groups if group.name not in failed]
+    for group in groups:
+        if group.name in failed:
+            _refuse(module, group.name, group.incoming, failed[group.name], frozen, {g.name for g in kept})
     later = _Later(module, calls, kept)
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace = later.siblings, later.retrace
-    return Graph(module, kept, {**frozen, **failed})
+    return Graph(module, kept, frozen)
 
 
 class _Later:
@@ -160,15 +163,16 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     entries = [*((key, vector, True) for key, vector in rows.items()),
                *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
     units = torch.unique(roots[1:])
+    groups: list[UnitGroup] = []
+    frozen: dict[str, str] = {}
     if not len(units) or not entries:
-        return [], {}
+        _mention_the_rest(module, labels, groups, frozen)
+        return groups, frozen
     counts = torch.stack([torch.bincount(v[v > 0], minlength=len(roots)) for _, v, _ in entries])[:, units]
     texts = ["", *dict.fromkeys(reasons.values())]
     why = torch.tensor([texts.index(reasons.get(u, "")) for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
     kinds, kind_of = torch.unique(torch.cat([counts, why[None]]), dim=1, return_inverse=True)
-    groups: list[UnitGroup] = []
-    frozen: dict[str, str] = {}
     firsts = [int(units[kind_of == k].min()) for k in range(kinds.shape[1])]
     for k in sorted(range(kinds.shape[1]), key=firsts.__getitem__):
         members = units[kind_of == k]
@@ -184,7 +188,7 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
         reason = reason or ("" if outgoing else "nothing consumes it through a weight")
         reason = reason or ("" if len(members) > 1 else "one unit alone has nothing to be split with")
         if reason:
-            frozen[name] = reason
+            _refuse(module, name, incoming, reason, frozen, {g.name for g in groups})
             continue
         blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
         group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend)
@@ -193,6 +197,17 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
         groups.append(group)
     _mention_the_rest(module, labels, groups, frozen)
     return groups, frozen
+
+
+def _refuse(
+    module: nn.Module, name: str, incoming: Sequence[Axis], reason: str, frozen: dict[str, str], taken: set[str]
+) -> None:
+    """Freeze a group under its own name, and under those of other layers whose units are summed with its own."""
+    frozen[name] = reason
+    for axis in incoming:
+        owner, _, leaf = axis.name.rpartition(".")
+        if axis.role == "weight" and leaf == "weight" and name.partition("[")[0] != owner:
+            frozen.setdefault(_name(module, [axis], taken), reason)
 
 
 def _mention_the_rest(

@@ -1,5 +1,6 @@
 """What a second reading of the code found: each of these was wrong once."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -41,3 +42,61 @@ def test_a_copy_that_has_not_parted_from_its_parent_is_counted() -> None:
             net(x).sum().backward()
         found.append(recycler.step().groups["0"])
     assert (found[0].recycled, found[0].unparted, found[1].unparted) == (1, 0, 1)
+
+
+class _Wired(nn.Module):
+    """A forward pass written as a function of the module and its input."""
+
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.wiring = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wiring(self, x)
+
+
+def _frozen(net: nn.Module, width: int) -> dict[str, str]:
+    x = 0.1 * torch.randn(5, width).double()
+    return recycle.trace(net.double(), lambda: net(x)).frozen
+
+
+@pytest.mark.parametrize("bend", [torch.relu, lambda h: h.clamp(max=6.0), nn.functional.relu6])
+def test_units_that_are_alike_only_where_all_are_alive(bend) -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = net.a(x)
+        return net.b(torch.cat([bend(h[:, :1]), h[:, 1:]], 1))
+
+    frozen = _frozen(_Wired(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), 3)
+    assert "change places" in frozen["a"] or "trial split" in frozen["a"]
+
+
+def test_a_layer_that_is_summed_with_a_frozen_one_is_named_too() -> None:
+    net = _Wired(
+        lambda m, x: m.c((m.a(x) + m.b(x)).sort(1).values), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)
+    )
+    frozen = _frozen(net, 3)
+    assert "sort" in frozen["a"] and frozen["b"] == frozen["a"]
+
+
+def test_a_layer_that_is_summed_with_one_that_failed_its_trial_is_named_too() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = net.a(x) + net.b(x)
+        return net.c(torch.cat([torch.relu(h[:, :1]), h[:, 1:]], 1))
+
+    frozen = _frozen(_Wired(forward, a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)), 3)
+    assert "change" in frozen["a"] and frozen["b"] == frozen["a"]
+
+
+def test_a_network_without_any_unit_says_why() -> None:
+    assert "as a whole" in _frozen(nn.Sequential(nn.Linear(1, 1)), 1)["0"]
+
+
+def test_a_call_that_changes_a_buffer_can_be_repeated() -> None:
+    """Spectral norm iterates at every call, so that two calls differ: no reason to refuse what comes behind it."""
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))
+    net, x = nn.Sequential(first, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double(), torch.randn(5, 3).double()
+    before = [b.clone() for b in net.buffers()]
+    assert [group.name for group in recycle.trace(net, lambda: net(x))] == ["1"]
+    assert all(map(torch.equal, before, net.buffers()))
