@@ -286,7 +286,7 @@ def _policy(space: spaces.Space[Any], memory: str = "") -> str:
 def _check_actions(algo: str, space: spaces.Space[Any]) -> None:
     for names, kind in ((CONTINUOUS, spaces.Box), (DISCRETE, spaces.Discrete)):
         if algo in names and not isinstance(space, kind):
-            raise ValueError(f"{algo} needs {kind.__name__} actions, this environment has {space}; ppo takes any")
+            raise ValueError(f"{algo} needs a {kind.__name__} action space, the environment has {space}; ppo takes any")
 
 
 def _activation(name: str) -> type[torch.nn.Module]:
