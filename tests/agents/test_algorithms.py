@@ -465,7 +465,7 @@ def test_a_saved_model_can_be_looked_at(kind, tmp_path):
     found = inspect(Args(tmp_path / "model.zip", name, steps=40))
     assert {part.network.name for part in found} == set(GROUPS[kind])
     for part in found:
-        first = [name for name, _ in GROUPS[kind][part.network.name] if not name.startswith("lstm")][0]
+        first = next(name for name, _ in GROUPS[kind][part.network.name] if not name.startswith("lstm"))
         assert part.stats(first).samples >= 40 and part.stats(first).dead[[1, 2]].all()
 
 
@@ -483,7 +483,7 @@ def test_algorithms_train_from_the_command_line(algo, env, policy, tmp_path, cap
 
 @pytest.mark.parametrize(("algo", "env"), [("tqc", "CartPole-v1"), ("qrdqn", "Pendulum-v1")])
 def test_action_spaces_that_do_not_fit_are_one_line(algo, env, tmp_path, capsys):
-    assert train.main(["--algo", algo, "--env", env, "--log-folder", str(tmp_path)]) == 1
+    assert train.main(["--algo", algo, "--env", env, "--log-folder", str(tmp_path)]) == 2
     kind = "Box" if algo == "tqc" else "Discrete"
     assert f"error: {algo} needs a {kind} action space, the environment has " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
