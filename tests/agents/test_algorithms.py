@@ -329,6 +329,34 @@ def test_a_unit_that_lives_in_the_target_is_left_alone(kind):
     assert report.groups["qf0.0"].recycled == report.groups["qf1.0"].recycled - 1
 
 
+def test_the_batch_kept_for_targets_holds_no_graph():
+    model = build(SAC)
+    callback = RecycleCallback(method="redo", every=10_000, sample_every=1)
+    learn(model, 8, callback)
+    args, _ = callback.recyclers["critic"]._batch
+    assert len(args) == 2 and not any(t.requires_grad for t in args)  # the actions are the actor's own
+
+
+def test_dead_units_behind_batch_renorm_wait_until_their_statistics_have_settled():
+    model = build(CrossQ, learning_rate=0.0)
+    killed = kill(model)
+    with torch.no_grad():
+        for module in (model.actor, model.critic):
+            for name, buffer in module.named_buffers():
+                if name.endswith("ra_var"):
+                    buffer.fill_(1.0)  # as while the units still lived: evaluation gives another constant
+            for layer in module.modules():
+                if hasattr(layer, "ra_mean"):
+                    layer.bias.fill_(0.1)
+    callback = RecycleCallback(method="split", every=10_000, sample_every=1)
+    learn(model, 12, callback)
+    assert {name: report.recycled for name, report in step_on_the_killed(callback).items()} == dict.fromkeys(killed, 0)
+    settle(model)
+    learn(model, 12, callback)
+    settle(model)
+    assert {name: report.recycled for name, report in step_on_the_killed(callback).items()} == killed
+
+
 # Refusals ------------------------------------------------------------------------------------------------------
 
 
