@@ -20,9 +20,10 @@ from torch import nn
 import recycle
 from agents.elastic import remember_widths
 from agents.networks import Network, networks_of
-from recycle import Recycler, Report
+from recycle import Graph, Recycler, Report
 from recycle.edits import resizes
 from recycle.methods import Method
+from recycle.names import did_you_mean
 
 TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates")
 """Fractions that are logged for each network (weighted by width) and for each group."""
@@ -48,7 +49,7 @@ class RecycleCallback(BaseCallback):
         cooldown: events for which a unit that was just recycled is left alone.
         cap: largest part of a layer's units that one event may recycle, in (0, 1].
         sample_every: statistics look at the passes of every so many updates; 1 sees all of them.
-        include: only these groups (a name stands for all below it); None: all.
+        include: only these groups, of whichever network (a name stands for all below it); None: all.
         exclude: not these groups.
         edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
             logger's folder, if it has one.
@@ -90,6 +91,7 @@ class RecycleCallback(BaseCallback):
         """One for each network of the model, once training has begun."""
         self.reports: list[dict[str, Report]] = []
         """What every event saw and did, by network."""
+        self._networks: dict[str, Network] = {}
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
@@ -123,11 +125,13 @@ class RecycleCallback(BaseCallback):
             ValueError: nothing can be recycled in this model, with the reasons.
         """
         networks = networks_of(model)
-        if self._owner is model and all(self.recyclers[n.name].optimizers == n.optimizers for n in networks):
+        watched = [network for network in networks if network.name in self.recyclers]
+        if self._owner is model and all(self.recyclers[n.name].optimizers == n.optimizers for n in watched):
             return
         for recycler in self.recyclers.values():
             recycler.detach()
         self.recyclers = self._build(networks, type(model).__name__)
+        self._networks = {network.name: network for network in networks}
         self._owner = model
         self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
         self._last_event = model.num_timesteps
@@ -145,8 +149,10 @@ class RecycleCallback(BaseCallback):
         if self.num_timesteps - self._last_event >= self.every:
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
-            self._event({name: r.observe() if early else r.step() for name, r in self.recyclers.items()})
-
+            reports = {name: r.observe() if early else r.step() for name, r in self.recyclers.items()}
+            for name, report in reports.items():
+                self._networks[name].follow(self.recyclers[name].graph, report)
+            self._event(reports)
         for recycler in self.recyclers.values():
             recycler.tracker.pause()  # no training pass comes from a rollout
 
@@ -169,16 +175,19 @@ class RecycleCallback(BaseCallback):
     # -- building ------------------------------------------------------------------------------------------
 
     def _build(self, networks: Sequence[Network], kind: str) -> dict[str, Recycler]:
-        graphs = {network.name: recycle.trace(network.module, *network.calls) for network in networks}
+        graphs = {network.name: network.trace() for network in networks}
         names = [group.name for graph in graphs.values() for group in graph]
         if not names:
             frozen = "; ".join(f"{name}: {why}" for graph in graphs.values() for name, why in graph.frozen.items())
             raise ValueError(f"nothing can be recycled in this {kind}: {frozen or 'it has no hidden units'}")
+        chosen = _chosen(graphs, _listed(self.include), _listed(self.exclude) or [])
+        if not chosen:
+            raise ValueError(f"include and exclude leave no group of {', '.join(names)}; drop one of them")
         found = {}
         for number, network in enumerate(networks):
-            graph = graphs[network.name].select(self.include, self.exclude)
-            if not len(graph):
-                raise ValueError(f"include and exclude leave no group of {', '.join(names)}; drop one of them")
+            graph = chosen.get(network.name)
+            if graph is None:
+                continue
             found[network.name] = Recycler(
                 graph,
                 copy.deepcopy(self.method),  # what it remembers is of one network
@@ -276,6 +285,25 @@ class RecycleCallback(BaseCallback):
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else [names] if isinstance(names, str) else list(names)
+
+
+def _chosen(graphs: Mapping[str, Graph], include: list[str] | None, exclude: list[str]) -> dict[str, Graph]:
+    """The groups to watch in each network, without networks that have none; a name need be known to one network."""
+    for name in (*(include or ()), *exclude):
+        if not any(graph.knows(name) for graph in graphs.values()):
+            names = [group.name for graph in graphs.values() for group in graph]
+            raise ValueError(f"no group is called {name!r}; {did_you_mean(name, names)}")
+    found = {}
+    for network, graph in graphs.items():
+        wanted = None if include is None else [name for name in include if graph.knows(name)]
+        kept = graph.select(wanted, [name for name in exclude if graph.knows(name)])
+        if len(kept):
+            found[network] = kept
+    return found
+
+
 def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler]:
     """Watch a model without ever changing it: one attached monitor for each of its networks.
 
@@ -283,7 +311,7 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
     """
     found = {}
     for network in networks_of(model):
-        graph = recycle.trace(network.module, *network.calls)
+        graph = network.trace()
         recycler = Recycler(graph, recycle.find("monitor")(), optimizers=network.optimizers, sample_every=sample_every)
         recycler.attach()
         found[network.name] = recycler

@@ -15,12 +15,12 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import recycle
+from agents.algorithms import ALGOS, algorithm_of
 from agents.command_line import pairs, reported
 from agents.envs import make_env
 from agents.networks import Network, networks_of
@@ -31,7 +31,7 @@ from recycle.track import Tracker
 
 @dataclass(frozen=True)
 class Args:
-    """Look at the units of a saved PPO, A2C or DQN model, on observations from a rollout of its policy."""
+    """Look at the units of a saved model, on observations from a rollout of its policy."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """The zip that model.save wrote. Loading one unpickles it: open only files that you trust."""
@@ -97,7 +97,7 @@ def inspect(args: Args) -> list[Inspection]:
         env.close()
     found = []
     for network in networks_of(model):
-        graph = recycle.trace(network.module, *network.calls)
+        graph = network.trace()
         tracker = Tracker(graph, sample_every=1, training_only=False)
         with tracker, torch.no_grad():
             for start in range(0, args.steps, 256):
@@ -118,12 +118,10 @@ def load(path: Path, env: VecEnv) -> BaseAlgorithm:
         data, _, _ = load_from_zip_file(path, device="cpu")
     except Exception as error:  # SB3 raises whatever zipfile, json or pickle raise
         raise ValueError(f"{path} is no stable-baselines3 model: {error}") from error
-    keys = set(data or ())
-    marks: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "exploration_schedule": DQN, "gae_lambda": A2C}
-    for key, kind in marks.items():
-        if key in keys:
-            return kind.load(path, env=env, device="cpu")
-    raise ValueError(f"{path} was written by another algorithm than PPO, A2C or DQN")
+    kind = algorithm_of(data or {})
+    if kind is None:
+        raise ValueError(f"{path} was written by an algorithm that is not supported; known are {', '.join(ALGOS)}")
+    return kind.load(path, env=env, device="cpu")
 
 
 def _env(args: Args) -> VecEnv:
@@ -153,10 +151,11 @@ def _env(args: Args) -> VecEnv:
 def _rollout(model: BaseAlgorithm, env: VecEnv, steps: int) -> Any:
     """Observations of one copy acting as it does in training, ``(steps, ...)``, or a dict of them."""
     obs, seen = env.reset(), []
+    state, starts = None, np.ones(env.num_envs, dtype=bool)  # of a recurrent policy
     for _ in track(range(steps), "rolling out", transient=True):
         seen.append(obs)
-        action, _ = model.predict(obs, deterministic=False)  # type: ignore[arg-type]
-        obs, _, _, _ = env.step(action)
+        action, state = model.predict(obs, state, starts, deterministic=False)  # type: ignore[arg-type]
+        obs, _, starts, _ = env.step(action)
     if isinstance(seen[0], dict):
         return {key: np.concatenate([o[key] for o in seen]) for key in seen[0]}  # type: ignore[call-overload]
     return np.concatenate(seen)  # type: ignore[arg-type]

@@ -1,22 +1,26 @@
-"""The one place that knows how stable-baselines3 names its networks."""
+"""The one place that knows how stable-baselines3 and sb3-contrib name their networks.
+
+Algorithms are told apart by what their models hold, so sb3-contrib need not be installed.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import recycle
+from recycle import Graph, Report, Reset, Split
 from recycle.fresh import Init
 
 _BATCH = 8
@@ -35,60 +39,234 @@ class Network:
     watch: Callable[[Any], Any]
     """Runs every layer on a batch of observations."""
     optimizers: tuple[Optimizer, ...]
-    targets: tuple[tuple[nn.Module, float], ...]
+    """Those whose steps end an update first, then others that hold the network's parameters."""
+    targets: tuple[tuple[nn.Module, float], ...] = ()
     """Target networks with their ``tau``."""
-    init: Init | None
+    init: Init | None = None
     """How the policy's builder initialises, where it is not the layers' own way."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Parts that tracing this module alone cannot judge, by path, and why no edit may touch their units."""
+    follow: Callable[[Graph, Report], None] = lambda graph, report: None
+    """Brings what the model keeps of single units, such as recurrent states, in line with the edits of a report."""
+
+    def trace(self) -> Graph:
+        """The groups that can be edited, as :func:`recycle.trace` finds them, less the :attr:`frozen` parts."""
+        graph = recycle.trace(self.module, *self.calls)
+        kept, frozen = [], dict(graph.frozen)
+        for group in graph:
+            reason = next((why for part, why in self.frozen.items() if f"{group.name}.".startswith(f"{part}.")), "")
+            if reason:
+                frozen[group.name] = reason
+            else:
+                kept.append(group)
+        return Graph(self.module, kept, frozen)
 
 
 def networks_of(model: BaseAlgorithm) -> list[Network]:
-    """The trained networks of a PPO, A2C or DQN model.
+    """The trained networks of a model of any algorithm of stable-baselines3, or of sb3-contrib but ARS.
+
+    PPO, A2C, TRPO, MaskablePPO and RecurrentPPO have one, ``policy``; DQN ``q_net``, QRDQN ``quantile_net``;
+    SAC, TQC, CrossQ, TD3 and DDPG have ``actor`` and ``critic``.
 
     Raises:
         ValueError: the algorithm is not supported.
     """
-    if isinstance(model, DQN):
-        return [_dqn(model)]
-    if isinstance(model, (PPO, A2C)) and isinstance(model.policy, ActorCriticPolicy):
-        return [_actor_critic(model, model.policy)]
+    policy = model.policy
+    for name in ("q_net", "quantile_net"):
+        if hasattr(policy, f"{name}_target"):
+            return [_values(model, name)]
+    if hasattr(policy, "actor") and hasattr(policy, "critic"):
+        return _actor_and_critic(model)
+    if hasattr(policy, "lstm_actor"):
+        return [_recurrent(model)]
+    if hasattr(policy, "mlp_extractor") and hasattr(policy, "evaluate_actions"):
+        return [_actor_critic(model)]
     raise ValueError(
-        f"recycling is implemented for PPO, A2C and DQN, got {type(model).__name__}. "
+        "recycling is implemented for PPO, A2C, DQN, SAC, TD3 and DDPG, and for sb3-contrib's RecurrentPPO, "
+        f"MaskablePPO, TRPO, QRDQN, TQC and CrossQ, got {type(model).__name__}. "
         "Use recycle.trace and recycle.Recycler on its networks directly"
     )
 
 
-def _dqn(model: DQN) -> Network:
-    network = _plain(model.q_net)
-    batch = observations(model)
-    targets = ((_plain(model.q_net_target), float(model.tau)),)
-    return Network("q_net", network, (lambda: network(batch),), network, (model.policy.optimizer,), targets, None)
+# -- value networks ----------------------------------------------------------------------------------------
 
 
-def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
+def _values(model: BaseAlgorithm, name: str) -> Network:
+    """DQN and QRDQN."""
+    policy: Any = model.policy
+    network, target = _plain(getattr(policy, name)), _plain(getattr(policy, f"{name}_target"))
     batch = observations(model)
-    actions = _sample(model.action_space)
-    chosen = torch.as_tensor(actions, device=model.device)
-    chosen = chosen.long().flatten() if isinstance(model.action_space, spaces.Discrete) else chosen.float()
-    init = _Orthogonal(policy) if policy.ortho_init else None
-    call = (lambda: policy.evaluate_actions(batch, chosen),)
+    tau = float(model.tau)  # type: ignore[attr-defined]
+    return Network(name, network, (lambda: network(batch),), network, (policy.optimizer,), ((target, tau),))
+
+
+# -- actor and critic with an optimizer each ---------------------------------------------------------------
+
+_SHARED = "actor and critic share it, and each is traced alone. Pass policy_kwargs=dict(share_features_extractor=False)"
+
+
+def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
+    """SAC, TQC, CrossQ, TD3 and DDPG: two modules, edited apart unless they share their features extractor.
+
+    Behind CrossQ's BatchRenorm a dead unit is a constant that moves with its trained shift from update to update:
+    it is seen dead in windows that one sampled pass makes, and folded.
+    """
+    policy: Any = model.policy
+    actor, critic = _plain(policy.actor), _plain(policy.critic)
+    batch, actions = observations(model), _scaled_actions(model)
+    acting = (lambda: actor.action_log_prob(batch)) if hasattr(actor, "action_log_prob") else (lambda: actor(batch))
+    judging = [lambda: critic(batch, actions)]
+    if hasattr(critic, "q1_forward"):
+        judging.append(lambda: critic.q1_forward(batch, actions))
+
+    def targets(name: str) -> tuple[tuple[nn.Module, float], ...]:
+        target = getattr(policy, f"{name}_target", None)
+        return () if target is None else ((_plain(target), float(model.tau)),)  # type: ignore[attr-defined]
+
+    def judge(obs: Any) -> Any:
+        return critic(obs, policy._predict(obs, deterministic=True))
+
+    shared = actor.features_extractor is critic.features_extractor
+    frozen = {"features_extractor": _SHARED} if shared else {}
+    # The actor's loss runs through the critic after the critic's own step: the actor's step ends an update of both.
+    return [
+        Network(
+            "actor",
+            actor,
+            (_with_running_statistics(actor, acting),),
+            lambda obs: actor(obs),
+            (actor.optimizer,),
+            targets("actor"),
+            frozen=frozen,
+        ),
+        Network(
+            "critic",
+            critic,
+            tuple(_with_running_statistics(critic, call) for call in judging),
+            judge,
+            (actor.optimizer, critic.optimizer),
+            targets("critic"),
+            frozen=frozen,
+        ),
+    ]
+
+
+def _with_running_statistics(module: nn.Module, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with CrossQ's BatchRenorm as in a rollout: it reads each unit's running statistics, and moves none.
+
+    In training it takes each unit's statistics from the batch instead, which tells the same units apart. The
+    tracer itself treats torch's BatchNorm that way.
+    """
+
+    def run() -> Any:
+        with _evaluating([m for m in module.modules() if hasattr(m, "ra_mean") and hasattr(m, "ra_var")]):
+            return call()
+
+    return run
+
+
+@contextmanager
+def _evaluating(layers: list[nn.Module]) -> Iterator[None]:
+    modes = [(layer, layer.training) for layer in layers]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+# -- actor-critic policies ---------------------------------------------------------------------------------
+
+
+def _actor_critic(model: BaseAlgorithm) -> Network:
+    """PPO, A2C, TRPO and MaskablePPO, whose masks act behind the action head."""
+    policy: Any = model.policy
+    batch, actions = observations(model), _actions(model)
 
     def watch(obs: Any) -> Any:
         return policy.get_distribution(obs), policy.predict_values(obs)
 
-    return Network("policy", policy, call, watch, (policy.optimizer,), (), init)
+    call = (lambda: policy.evaluate_actions(batch, actions),)
+    return Network("policy", policy, call, watch, (policy.optimizer,), init=_orthogonal(policy))
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """The module inside a ``torch.compile`` wrapper."""
-    inner = getattr(module, "_orig_mod", module)
-    assert isinstance(inner, nn.Module)
-    return inner
+def _recurrent(model: BaseAlgorithm) -> Network:
+    """RecurrentPPO. Its layers behind the LSTM also see the steps that pad its sequences, which the loss leaves out:
+    a unit that only those would wake is not called dead."""
+    policy: Any = model.policy
+    batch, actions = observations(model), _actions(model)
+    sequences = 2
+    going = torch.zeros(_BATCH, device=model.device)
+    starting = going.clone()
+    starting[3] = 1.0
+
+    def call() -> Any:
+        *_, states = policy.forward(batch, _initial(policy, sequences), going)  # states that belong to units
+        return policy.evaluate_actions(batch, actions, states, starting)
+
+    def watch(obs: Any) -> Any:
+        states = _initial(policy, 1)
+        steps = next(iter(obs.values())) if isinstance(obs, dict) else obs
+        starts = torch.zeros(len(steps), device=steps.device)
+        return policy.get_distribution(obs, states.pi, starts)[0], policy.predict_values(obs, states.vf, starts)
+
+    def follow(graph: Graph, report: Report) -> None:
+        for name, edit in report.edits:
+            for states, part, position in _recurrent_states(model, graph, name):
+                for tensor in states:
+                    _move_states(tensor[part], position, edit)
+
+    return Network("policy", policy, (call,), watch, (policy.optimizer,), init=_orthogonal(policy), follow=follow)
+
+
+def _initial(policy: Any, sequences: int) -> Any:
+    """States of zeros, as an episode begins with."""
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates  # installed, or there were no such policy
+
+    lstm = policy.lstm_actor
+    size = (lstm.num_layers, sequences, lstm.hidden_size)
+    device = lstm.weight_hh_l0.device
+    return RNNStates(*[tuple(torch.zeros(size, device=device) for _ in range(2)) for _ in range(2)])
+
+
+def _recurrent_states(
+    model: BaseAlgorithm, graph: Graph, group: str
+) -> Iterator[tuple[tuple[Tensor, ...], int, Tensor]]:
+    """Hidden and cell states in which a group's units are kept: the pair, the layer, each unit's position."""
+    policy: Any = model.policy
+    states: Any = getattr(model, "_last_lstm_states", None)
+    if states is None:
+        return
+    # without an LSTM of its own the critic is given the actor's states
+    holders = {"lstm_actor": [states.pi] if policy.lstm_critic is not None else [states.pi, states.vf],
+               "lstm_critic": [states.vf]}  # fmt: skip
+    for axis in graph[group].outgoing:
+        owner, _, leaf = axis.name.rpartition(".")
+        if leaf.startswith("weight_hh_l"):
+            distinct = {id(pair[0]): pair for pair in holders[owner]}
+            for pair in distinct.values():
+                yield pair, int(leaf.removeprefix("weight_hh_l")), axis.index[:, 0]
+
+
+def _move_states(state: Tensor, position: Tensor, edit: recycle.Edit) -> None:
+    """Give newborn units their states, ``(environments, units)``: a copy of the parent's, or zeros."""
+    with torch.no_grad():
+        if isinstance(edit, Split):
+            state[:, position[list(edit.slots)]] = state[:, position[list(edit.parents)]]
+        elif isinstance(edit, Reset):
+            state[:, position[list(edit.slots)]] = 0.0
+
+
+def _orthogonal(policy: Any) -> Init | None:
+    return _Orthogonal(policy) if policy.ortho_init else None
 
 
 class _Orthogonal:
     """How an actor-critic policy with ``ortho_init`` fills its layers: gain sqrt(2), heads .01 and 1, no bias."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: nn.Module) -> None:
         self.policy = policy
         self.gains = {"action_net": 0.01, "value_net": 1.0}
 
@@ -103,10 +281,31 @@ class _Orthogonal:
                 nn.init.orthogonal_(tensor, self.gains.get(owner, math.sqrt(2)), generator=generator)
 
 
+# -- made-up inputs ----------------------------------------------------------------------------------------
+
+
+def _plain(module: nn.Module) -> Any:
+    """The module inside a ``torch.compile`` wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
 def observations(model: BaseAlgorithm) -> Any:
     """A batch of made-up observations, as the policy's networks take them (a tensor, or a dict of them)."""
     batch, _ = model.policy.obs_to_tensor(_sample(model.observation_space))
     return batch
+
+
+def _actions(model: BaseAlgorithm) -> Tensor:
+    """A batch of made-up actions, as on-policy algorithms keep them."""
+    chosen = torch.as_tensor(_sample(model.action_space), device=model.device)
+    return chosen.long().flatten() if isinstance(model.action_space, spaces.Discrete) else chosen.float()
+
+
+def _scaled_actions(model: BaseAlgorithm) -> Tensor:
+    """A batch of made-up actions in [-1, 1], as a replay buffer keeps continuous ones."""
+    size = int(np.prod(model.action_space.shape or ()))
+    drawn = np.random.default_rng(0).uniform(-1, 1, (_BATCH, size))
+    return torch.as_tensor(drawn, dtype=torch.float32, device=model.device)
 
 
 def _sample(space: spaces.Space[Any]) -> Any:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
@@ -25,13 +25,12 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecEnv
 
 from agents import runs
+from agents.algorithms import CONTINUOUS, DISCRETE, algorithm
 from agents.callback import RecycleCallback
 from agents.command_line import MISTAKES, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import make_env, parse
 from recycle.names import did_you_mean
-
-ALGOS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN}
 
 Pairs = tuple[str, ...]
 """``key:value`` words; a value is a Python literal where it reads as one, else a string."""
@@ -45,7 +44,7 @@ class Args:
     """
 
     algo: str = "ppo"
-    """ppo or dqn."""
+    """ppo, a2c, dqn, sac, td3, ddpg; with the contrib extra recurrent_ppo, maskable_ppo, trpo, qrdqn, tqc, crossq."""
     env: str = "CartPole-v1"
     """A registered gymnasium id. DigitsBandit-v1 is a fast one of our own."""
     env_kwargs: Pairs = ()
@@ -77,7 +76,7 @@ class Args:
     vec_env: Literal["dummy", "subproc"] = "dummy"
     """Run the copies in this process, or in one process each."""
     policy: str = "auto"
-    """MlpPolicy, CnnPolicy or MultiInputPolicy; auto: by the observation space."""
+    """MlpPolicy, CnnPolicy or MultiInputPolicy (MlpLstmPolicy, ... for recurrent_ppo); auto: by the observations."""
     hyperparams: Pairs = ()
     """key:value pairs for the algorithm, e.g. learning_rate:3e-3 n_steps:128."""
     policy_kwargs: Pairs = ()
@@ -182,8 +181,7 @@ def _check_device(name: str) -> None:
 
 
 def _check(args: Args) -> None:
-    if args.algo not in ALGOS:
-        raise ValueError(f"no algorithm {args.algo!r} for --algo: {did_you_mean(args.algo, ALGOS)}")
+    algorithm(args.algo)
     counts = {"n-timesteps": args.n, "every": args.every, "n-envs": args.n_envs, "eval-episodes": args.eval_episodes}
     for name, value in counts.items():
         if value < 1:
@@ -247,7 +245,7 @@ def _one_env(
 
 
 def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
-    kind = ALGOS[args.algo]
+    kind = algorithm(args.algo)
     given = pairs(args.hyperparams)
     known = [n for n in inspect.signature(kind.__init__).parameters if n not in _SET_BY_US and n[0] != "_"]
     defaults = inspect.signature(kind.__init__).parameters
@@ -262,7 +260,9 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     policy_kwargs = pairs(args.policy_kwargs)
     if isinstance(policy_kwargs.get("activation_fn"), str):
         policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
-    policy = _policy(env.observation_space) if args.policy == "auto" else args.policy
+    _check_actions(args.algo, env.action_space)
+    policy = _policy(env.observation_space, "Lstm" * (args.algo == "recurrent_ppo"))
+    policy = policy if args.policy == "auto" else args.policy
     return kind(
         policy,
         env,
@@ -277,10 +277,16 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
 _SET_BY_US = {"self", "policy", "env", "seed", "device", "policy_kwargs", "verbose", "tensorboard_log"}
 
 
-def _policy(space: spaces.Space[Any]) -> str:
+def _policy(space: spaces.Space[Any], memory: str = "") -> str:
     if isinstance(space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+        return f"MultiInput{memory}Policy"
+    return f"Cnn{memory}Policy" if is_image_space(space) else f"Mlp{memory}Policy"
+
+
+def _check_actions(algo: str, space: spaces.Space[Any]) -> None:
+    for names, kind in ((CONTINUOUS, spaces.Box), (DISCRETE, spaces.Discrete)):
+        if algo in names and not isinstance(space, kind):
+            raise ValueError(f"{algo} needs a {kind.__name__} action space, the environment has {space}; ppo takes any")
 
 
 def _activation(name: str) -> type[torch.nn.Module]:

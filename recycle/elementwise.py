@@ -22,11 +22,13 @@ def pointwise(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
     target = next(iter(tensors_in(out)))
     if op._schema.name == "aten::clone" and labels.alias(target, operands[0]):
         return
-    if len(operands) == 1 and labels.view_of(operands[0]) is None:
+    if len(operands) == 1 and labels.view_of(operands[0]) is None:  # a number is no operand
         known = labels.of(operands[0])
         if known is not None:
             for result in tensors_in(out):
                 labels.put(result, known)
+        return
+    if labels.from_statistics(operands, target):
         return
     labels.settle_bias(operands, op, plain=not kwargs)
     name = op._schema.name.removeprefix("aten::").removesuffix("_")

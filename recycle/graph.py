@@ -223,6 +223,10 @@ class Graph:
             raise KeyError(f"no group {name!r}; {did_you_mean(name, self._groups)}")
         return self._groups[name]
 
+    def knows(self, name: str) -> bool:
+        """Whether a group is called ``name`` or stands below it."""
+        return any(_under(group, name) for group in self._groups)
+
     def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Graph:
         """The same graph with only the groups named in ``include`` and without those in ``exclude``.
 
@@ -232,7 +236,7 @@ class Graph:
         include = [include] if isinstance(include, str) else include
         exclude = [exclude] if isinstance(exclude, str) else exclude
         for name in (*(include or ()), *(exclude or ())):
-            if not any(_under(group, name) for group in self._groups):
+            if not self.knows(name):
                 raise ValueError(f"no group is called {name!r}; {did_you_mean(name, self._groups)}")
         kept = [
             group

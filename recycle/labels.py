@@ -302,6 +302,25 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         return self.root(rows.labels[part])
 
+    def from_statistics(self, operands: Sequence[Any], out: Tensor) -> bool:
+        """Label what is computed from one buffer alone, such as the root of a running variance: one unit an entry.
+
+        They become the units that it meets next. False where ``operands`` are anything else.
+        """
+        buffers = [t for t in operands if (view := self.view_of(t)) is not None and view.name in self._buffers]
+        others = [t for t in operands if t is not buffers[0]] if len(buffers) == 1 else operands
+        if len(buffers) != 1 or any(t.numel() > 1 or self._known(t) for t in others):
+            return False
+        buffer, view = buffers[0], self.view_of(buffers[0])
+        axes = [i for i, size in enumerate(buffer.shape) if size > 1]
+        if view is None or len(axes) != 1 or out.shape != buffer.shape or not buffer.is_floating_point():
+            return False
+        units = self.produce(view, axes[0], buffer.shape[axes[0]], role="buffer")
+        if units is None or _storage(out) in self._owners:
+            return False
+        self.put(out, units.to(out.device).reshape([-1 if i == axes[0] else 1 for i in range(out.dim())]))
+        return True
+
     def _rows_at(self, name: str, dim: int, role: str) -> Rows:
         if (name, dim) not in self.rows:
             size = next(t for owner in self._owners.values() for n, t in owner if n == name).shape[dim]

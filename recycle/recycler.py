@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -215,7 +215,7 @@ class Recycler:
 
     def _keep_batch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():
-            self._batch = args, kwargs
+            self._batch = _detached((args, kwargs))  # an actor's actions come with its whole graph
 
     # -- deciding ------------------------------------------------------------------------------------------
 
@@ -445,11 +445,20 @@ class Recycler:
 
 def _moved(value: Any, device: torch.device) -> Any:
     """Nested tensors on another device."""
+    return _mapped(value, lambda tensor: tensor.to(device))
+
+
+def _detached(value: Any) -> Any:
+    """Nested tensors without the graphs that they came from."""
+    return _mapped(value, Tensor.detach)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return type(value)(_mapped(item, change) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:

@@ -358,7 +358,7 @@ def _settled(group: UnitGroup) -> Tensor | None:
     for axis in group.incoming:
         owner, _, leaf = axis.name.rpartition(".")
         eps = getattr(group.module.get_submodule(owner), "eps", None)
-        if leaf == "running_var" and eps is not None:
+        if leaf in ("running_var", "ra_var") and eps is not None:
             largest_of = axis.read(group.tensor(axis.name), units).flatten(1).amax(1).cpu()
             settled = (largest_of <= 1e-6 * eps) & (True if settled is None else settled)
     return settled

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import A2C, DQN, PPO, SAC
+from sb3_contrib import ARS
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
@@ -207,8 +208,8 @@ def test_files_that_are_no_models_are_one_line(tmp_path, capsys, model):
     refused(capsys, [str(tmp_path), "--env", "CartPole-v1"], "no such file")
     (tmp_path / "half.zip").write_bytes(model.read_bytes()[:2000])
     refused(capsys, [str(tmp_path / "half.zip"), "--env", "CartPole-v1"], "is no stable-baselines3 model")
-    SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, buffer_size=10).save(tmp_path / "sac.zip")
-    refused(capsys, [str(tmp_path / "sac.zip"), "--env", "Pendulum-v1"], "PPO, A2C or DQN")
+    ARS("LinearPolicy", "CartPole-v1").save(tmp_path / "ars.zip")
+    refused(capsys, [str(tmp_path / "ars.zip"), "--env", "CartPole-v1"], "is not supported; known are ppo, a2c, dqn")
     (tmp_path / "junk.pkl").write_bytes(pickle.dumps({"not": "statistics"}))
     refused(capsys, [str(model), "--env", "CartPole-v1", "--vecnormalize", str(tmp_path / "junk.pkl")], "junk.pkl")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from torch import nn
 
@@ -230,9 +230,9 @@ def test_a_split_of_every_group_leaves_the_policy_as_it_was():
 
 
 def test_other_algorithms_are_refused_by_name():
-    model = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu", policy_kwargs={"net_arch": [8]})
-    with pytest.raises(ValueError, match="implemented for PPO, A2C and DQN, got SAC"):
-        networks_of(model)
+    ars = pytest.importorskip("sb3_contrib").ARS("LinearPolicy", "CartPole-v1", device="cpu")
+    with pytest.raises(ValueError, match=r"implemented for PPO, .* TQC and CrossQ, got ARS\. Use recycle\.trace"):
+        networks_of(ars)
 
 
 # How fresh units begin -----------------------------------------------------------------------------------------

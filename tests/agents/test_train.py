@@ -541,7 +541,7 @@ def test_the_command_is_kept_so_that_it_can_be_run_again(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--algo", "sac"], "for --algo: there are ppo, dqn"),
+        (["--algo", "reinforce"], "for --algo: there are ppo, a2c, dqn, sac"),
         (["--env", "CartPoll-v1"], "CartPoll"),
         (["--method", "splitt"], "did you mean 'split'"),
         (["-n", "-5"], "-5"),

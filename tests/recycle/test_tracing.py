@@ -581,3 +581,33 @@ def test_a_split_into_a_silent_slot_keeps_any_small_network(drawn: tuple[nn.Modu
             assert (mine - other).abs().max() <= 1e-10 * max(1.0, float(other.abs().max())), group.name
         assert torch.equal(*(group.incoming[0].read(group.tensor(group.incoming[0].name), torch.tensor([u]))
                              for u in (parent, slot)))  # fmt: skip
+
+
+class Standardised(nn.Module):
+    """Divides by the root of a running variance, written by hand; of the inputs, the hidden units, or both."""
+
+    def __init__(self, inputs: bool, hidden: bool):
+        super().__init__()
+        self.inputs, self.hidden = inputs, hidden
+        self.fc, self.head = nn.Linear(3, 5), nn.Linear(5, 2)
+        self.register_buffer("seen", torch.rand(3) + 0.5)
+        self.register_buffer("variance", torch.rand(5) + 0.5)
+
+    def forward(self, x):
+        if self.inputs:
+            x = x / (self.seen[None] + 1e-3).sqrt()
+        x = self.fc(x).relu()
+        if self.hidden:
+            x = x / (self.variance[None] + 1e-3).sqrt()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_statistics_computed_from_a_buffer_belong_to_the_units_they_meet(inputs, hidden):
+    net, x = Standardised(inputs, hidden), torch.randn(7, 3)
+    graph = recycle.trace(net, lambda: net(x))
+    (group,) = graph
+    held = {axis.name: axis.role for axis in group.incoming}
+    assert held == {"fc.weight": "weight", "fc.bias": "bias", **({"variance": "buffer"} if hidden else {})}
+    assert group.width == 5 and group.exact and graph.frozen == {"head": "reaches the module's output"}
