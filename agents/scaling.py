@@ -58,6 +58,7 @@ def measured(case: str) -> Cost:
 def run(case: str) -> Cost:
     """Run a case here; memory is told only on Linux, NaN elsewhere."""
     kind, _, size = case.partition(" ")
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     if kind == "apply":
         return _apply(int(size))
