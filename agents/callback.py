@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from agents.networks import Network, networks_of
 from recycle import Recycler, Report
 from recycle.methods import Method
 
-TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates")
+TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
 """Fractions that are logged for each network (weighted by width) and for each group."""
 
 _ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
@@ -182,6 +183,7 @@ class RecycleCallback(BaseCallback):
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
+                certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
                 generator=torch.Generator().manual_seed(self.seed + number),
                 **self.options,  # type: ignore[arg-type]
             )
@@ -279,7 +281,13 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
     found = {}
     for network in networks_of(model):
         graph = recycle.trace(network.module, *network.calls)
-        recycler = Recycler(graph, recycle.find("monitor")(), optimizers=network.optimizers, sample_every=sample_every)
+        recycler = Recycler(
+            graph,
+            recycle.find("monitor")(),
+            optimizers=network.optimizers,
+            sample_every=sample_every,
+            certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
+        )
         recycler.attach()
         found[network.name] = recycler
     return found

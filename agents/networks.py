@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +41,9 @@ class Network:
     """Target networks with their ``tau``."""
     init: Init | None
     """How the policy's builder initialises, where it is not the layers' own way."""
+    box: tuple[Callable[[Any], Any], Any, Any] | None = None
+    """What :func:`recycle.certify` wants to know: runs every layer on one preprocessed observation; its smallest and
+    its largest values. None where observations are not bounded."""
 
 
 def networks_of(model: BaseAlgorithm) -> list[Network]:
@@ -61,7 +66,9 @@ def _dqn(model: DQN) -> Network:
     network = _plain(model.q_net)
     batch = observations(model)
     targets = ((_plain(model.q_net_target), float(model.tau)),)
-    return Network("q_net", network, (lambda: network(batch),), network, (model.policy.optimizer,), targets, None)
+    q_net: Any = network
+    box = _box(model, lambda x: q_net.q_net(q_net.features_extractor(x)))
+    return Network("q_net", network, (lambda: network(batch),), network, (model.policy.optimizer,), targets, None, box)
 
 
 def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
@@ -75,7 +82,56 @@ def _actor_critic(model: BaseAlgorithm, policy: ActorCriticPolicy) -> Network:
     def watch(obs: Any) -> Any:
         return policy.get_distribution(obs), policy.predict_values(obs)
 
-    return Network("policy", policy, call, watch, (policy.optimizer,), (), init)
+    box = _box(model, partial(_both_heads, policy))
+    return Network("policy", policy, call, watch, (policy.optimizer,), (), init, box)
+
+
+def _both_heads(policy: Any, x: Any) -> Any:
+    """Actor and critic on preprocessed observations."""
+    shared = policy.share_features_extractor
+    actor = policy.features_extractor(x) if shared else policy.pi_features_extractor(x)
+    critic = actor if shared else policy.vf_features_extractor(x)
+    return (
+        policy.action_net(policy.mlp_extractor.forward_actor(actor)),
+        policy.value_net(policy.mlp_extractor.forward_critic(critic)),
+    )
+
+
+def _box(model: BaseAlgorithm, run: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], Any, Any] | None:
+    """``run`` with the least and the largest preprocessed observation, or None where the space is not bounded."""
+    wrapper = model.get_vec_normalize_env()
+    clip = wrapper.clip_obs if wrapper is not None and wrapper.norm_obs else None
+    ends = _ends(model.observation_space, model, clip)
+    return None if ends is None else (run, *ends)
+
+
+def _ends(space: spaces.Space[Any], model: BaseAlgorithm, clip: float | None) -> tuple[Any, Any] | None:
+    """The least and the largest observation of a space, as ``preprocess_obs`` gives them to the features extractor."""
+    if isinstance(space, spaces.Dict):
+        wrapper = model.get_vec_normalize_env()
+        clipped = wrapper.norm_obs_keys or () if wrapper is not None else ()
+        parts = {key: _ends(part, model, clip if key in clipped else None) for key, part in space.spaces.items()}
+        if any(part is None for part in parts.values()):
+            return None
+        return {k: p[0] for k, p in parts.items() if p}, {k: p[1] for k, p in parts.items() if p}
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+        if clip is not None:
+            low, high = np.full_like(low, -clip, dtype=np.float32), np.full_like(high, clip, dtype=np.float32)
+        if not max(np.abs(low).max(initial=0), np.abs(high).max(initial=0)) < _HUGE:
+            return None
+        normalize = clip is None and bool(model.policy.normalize_images)
+        ends = (
+            preprocess_obs(torch.as_tensor(end[None], device=model.device), space, normalize) for end in (low, high)
+        )
+        least, most = ends
+        return least, most
+    size = get_flattened_obs_dim(space)  # one-hot codes, or bits
+    return torch.zeros(1, size, device=model.device), torch.ones(1, size, device=model.device)
+
+
+_HUGE = 1e30
+"""Bounds as large as this stand for none: CartPole's velocities have those of float32."""
 
 
 def _plain(module: nn.Module) -> nn.Module:
