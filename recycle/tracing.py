@@ -46,12 +46,14 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
                     result = call()
             except Exception as error:
                 raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
-            for tensor in returned(result):
-                labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+            for output in returned(result):
+                labels.freeze(labels.of(output), _OUTPUT, override=True)
         groups, frozen = _groups(module, labels, uses)
         for group in groups:
             group.prove_homogeneous = _Homogeneity(module, calls)
-        failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
+        dropout = bool(labels.seen & DROPOUT)
+        del labels  # with every activation of the calls
+        failed = prove(groups, module, calls, dropout=dropout)
     kept = [group for group in groups if group.name not in failed]
     return Graph(module, kept, {**frozen, **failed})
 
