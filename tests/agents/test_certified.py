@@ -55,7 +55,7 @@ def test_a_silenced_unit_is_certified_and_observations_lie_in_the_box(kind, name
     for group in graph:
         bias = next(a for a in group.incoming if a.role == "bias")
         with torch.no_grad():
-            group.tensor(bias.name)[bias.index[1]] = -1e3
+            group.tensor(bias.name)[bias.index[1]] = -1e7
     certified = recycle.certify(graph, *network.box)
     tracker = recycle.recycler.Tracker(graph, sample_every=1, training_only=False)
     with tracker, torch.no_grad():
