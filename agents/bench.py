@@ -1,4 +1,4 @@
-"""Measure what watching and recycling cost: ``python -m agents.bench overhead``."""
+"""Measure what watching, recycling and tracing cost: ``python -m agents.bench overhead``, ``... trace``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 import recycle
+from agents import scaling
 from agents.callback import RecycleCallback, build_method
 from agents.command_line import reported
 from agents.networks import networks_of
@@ -39,18 +40,35 @@ class Overhead:
     """Threads for torch."""
 
 
+@dataclass(frozen=True)
+class Trace:
+    """Time and peak memory of recycle.trace against width and depth, and of recycle.apply; one thread."""
+
+    quick: bool = False
+    """Only the small cases: seconds instead of minutes."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit code."""
-    args = tyro.extras.subcommand_cli_from_dict({"overhead": _overhead_args}, args=argv, prog="python -m agents.bench")
+    commands: dict[str, Callable[..., Any]] = {"overhead": _overhead_args, "trace": _trace_args}
+    args: Overhead | Trace = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="python -m agents.bench")
     return reported(lambda: _report(args))
 
 
-def _report(args: Overhead) -> None:
-    overhead(args)
+def _report(args: Overhead | Trace) -> None:
+    if isinstance(args, Trace):
+        trace(args)
+    else:
+        overhead(args)
 
 
 def _overhead_args(args: Annotated[Overhead, tyro.conf.arg(name="")] = Overhead()) -> Overhead:
     """Time learn() with and without a RecycleCallback at its defaults, in alternating pairs."""
+    return args
+
+
+def _trace_args(args: Annotated[Trace, tyro.conf.arg(name="")] = Trace()) -> Trace:
+    """Time and peak memory of recycle.trace against width and depth, and of recycle.apply; one thread."""
     return args
 
 
@@ -91,6 +109,35 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
             spread = f"{iqm.value:.3f} [{iqm.low:.3f}, {iqm.high:.3f}]"
             table.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", spread, f"{_trace_share(make):.2%}")
     Console().print(table)
+    return found
+
+
+def trace(args: Trace) -> dict[str, scaling.Cost]:
+    """Print what each case took, and the exponents of time against the number of parameters; returns the costs.
+
+    Exponents are slopes of a least-squares line through log time and log parameters: 1 is linear, 2 quadratic.
+    """
+    part = slice(2) if args.quick else slice(None)
+    families = {"wider": scaling.MLPS[part], "deeper": scaling.DEEP[part], "apply": scaling.APPLY[part]}
+    cases = [*families["wider"], *families["deeper"], *(() if args.quick else scaling.LARGE), *families["apply"]]
+    found: dict[str, scaling.Cost] = {}
+    table = Table(title="one thread, each case in a process of its own", title_justify="left")
+    for column in ("case", "parameters", "seconds", "peak memory / model", "time / copying"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    with Progress(transient=True) as progress:
+        job = progress.add_task("measuring", total=len(cases))
+        for case in cases:
+            cost = found[case] = scaling.measured(case)
+            progress.advance(job)
+            edits = cost.copying > 0
+            memory, ratio = ("", f"{cost.seconds / cost.copying:.1f}") if edits else (f"{cost.growth:.2f}", "")
+            table.add_row(case, f"{cost.parameters:,}", f"{cost.seconds:.4f}", memory, ratio)
+    console = Console()
+    console.print(table)
+    for name, members in families.items():
+        sizes, times = ([getattr(found[c], field) for c in members] for field in ("parameters", "seconds"))
+        slope = np.polyfit(np.log(sizes), np.log(times), 1)[0]
+        console.print(f"{name}: time grows as parameters ** {slope:.2f}", highlight=False)
     return found
 
 

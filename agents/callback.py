@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from recycle.edits import resizes
 from recycle.methods import Method
 from recycle.names import did_you_mean
 
-TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates")
+TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
 """Fractions that are logged for each network (weighted by width) and for each group."""
 
 _ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
@@ -194,6 +195,7 @@ class RecycleCallback(BaseCallback):
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
+                certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
                 generator=torch.Generator().manual_seed(self.seed + number),
                 **self.options,  # type: ignore[arg-type]
             )
@@ -312,7 +314,13 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
     found = {}
     for network in networks_of(model):
         graph = network.trace()
-        recycler = Recycler(graph, recycle.find("monitor")(), optimizers=network.optimizers, sample_every=sample_every)
+        recycler = Recycler(
+            graph,
+            recycle.find("monitor")(),
+            optimizers=network.optimizers,
+            sample_every=sample_every,
+            certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
+        )
         recycler.attach()
         found[network.name] = recycler
     return found

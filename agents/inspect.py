@@ -73,6 +73,11 @@ class Inspection:
         """Statistics of a group."""
         return self.tracker.stats(self.graph[name])
 
+    def certified(self) -> dict[str, float]:
+        """The share of each group's units that is dead for every possible observation; empty if that has no bounds."""
+        proofs = {} if self.network.box is None else recycle.certify(self.graph, *self.network.box)
+        return {name: float(units.double().mean()) for name, units in proofs.items()}
+
 
 def inspect(args: Args) -> list[Inspection]:
     """Roll the policy out, run its networks on what it saw, and return what each group did.
@@ -171,15 +176,17 @@ def show(found: Sequence[Inspection]) -> None:
     for part in found:
         table = Table(title=f"{part.network.name}: units over {_samples(part)} observations", title_justify="left")
         table.add_column("layer", overflow="fold")
-        for name in ("units", "dead", "dormant", "constant", "saturated", "dupl.", "rank"):
+        for name in ("units", "dead", "certified", "dormant", "constant", "saturated", "dupl.", "rank"):
             table.add_column(name, justify="right", no_wrap=True)
+        certified = part.certified()
         for group in part.graph:
             stats, seen = part.stats(group.name), part.tracker.latest(group)
             rank = "-" if seen is None else f"{metrics.effective_rank(seen):.1f}"
             counts = [metrics.dead(stats), metrics.dormant(stats), metrics.constant(stats), metrics.saturated(stats),
                       float(metrics.duplicates(group).double().mean())]  # fmt: skip
             cells = [f"{c:.0%}" for c in counts] if stats.samples else ["-"] * 5
-            table.add_row(group.name, str(group.width), *cells, rank)
+            proved = f"{certified[group.name]:.0%}" if group.name in certified else "-"
+            table.add_row(group.name, str(group.width), cells[0], proved, *cells[1:], rank)
         console.print(table)
         for name, why in {**part.tracker.unobserved, **part.graph.frozen}.items():
             console.print(f"  not recycled: {name} ({why})", style="dim", highlight=False)

@@ -5,11 +5,11 @@ Algorithms are told apart by what their models hold, so sb3-contrib need not be 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import recycle
+from agents.observations import BATCH, Box, box, observations, sample
 from recycle import Graph, Report, Reset, Split
 from recycle.fresh import Init
-
-_BATCH = 8
-"""Observations in a traced call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,8 @@ class Network:
     """How the policy's builder initialises, where it is not the layers' own way."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Parts that tracing this module alone cannot judge, by path, and why no edit may touch their units."""
+    box: Box | None = None
+    """The network on a bounded observation space, for :func:`recycle.certify`; None where there are no bounds."""
     follow: Callable[[Graph, Report], None] = lambda graph, report: None
     """Brings what the model keeps of single units, such as recurrent states, in line with the edits of a report."""
 
@@ -97,7 +97,8 @@ def _values(model: BaseAlgorithm, name: str) -> Network:
     network, target = _plain(getattr(policy, name)), _plain(getattr(policy, f"{name}_target"))
     batch = observations(model)
     tau = float(model.tau)  # type: ignore[attr-defined]
-    return Network(name, network, (lambda: network(batch),), network, (policy.optimizer,), ((target, tau),))
+    ends = box(model, lambda x: getattr(network, name)(network.features_extractor(x)))
+    return Network(name, network, (lambda: network(batch),), network, (policy.optimizer,), ((target, tau),), box=ends)
 
 
 # -- actor and critic with an optimizer each ---------------------------------------------------------------
@@ -189,7 +190,19 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
         return policy.get_distribution(obs), policy.predict_values(obs)
 
     call = (lambda: policy.evaluate_actions(batch, actions),)
-    return Network("policy", policy, call, watch, (policy.optimizer,), init=_orthogonal(policy))
+    ends = box(model, partial(_both_heads, policy))
+    return Network("policy", policy, call, watch, (policy.optimizer,), init=_orthogonal(policy), box=ends)
+
+
+def _both_heads(policy: Any, x: Any) -> Any:
+    """Actor and critic on preprocessed observations."""
+    shared = policy.share_features_extractor
+    actor = policy.features_extractor(x) if shared else policy.pi_features_extractor(x)
+    critic = actor if shared else policy.vf_features_extractor(x)
+    return (
+        policy.action_net(policy.mlp_extractor.forward_actor(actor)),
+        policy.value_net(policy.mlp_extractor.forward_critic(critic)),
+    )
 
 
 def _recurrent(model: BaseAlgorithm) -> Network:
@@ -198,7 +211,7 @@ def _recurrent(model: BaseAlgorithm) -> Network:
     policy: Any = model.policy
     batch, actions = observations(model), _actions(model)
     sequences = 2
-    going = torch.zeros(_BATCH, device=model.device)
+    going = torch.zeros(BATCH, device=model.device)
     starting = going.clone()
     starting[3] = 1.0
 
@@ -289,34 +302,14 @@ def _plain(module: nn.Module) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def observations(model: BaseAlgorithm) -> Any:
-    """A batch of made-up observations, as the policy's networks take them (a tensor, or a dict of them)."""
-    batch, _ = model.policy.obs_to_tensor(_sample(model.observation_space))
-    return batch
-
-
 def _actions(model: BaseAlgorithm) -> Tensor:
     """A batch of made-up actions, as on-policy algorithms keep them."""
-    chosen = torch.as_tensor(_sample(model.action_space), device=model.device)
+    chosen = torch.as_tensor(sample(model.action_space), device=model.device)
     return chosen.long().flatten() if isinstance(model.action_space, spaces.Discrete) else chosen.float()
 
 
 def _scaled_actions(model: BaseAlgorithm) -> Tensor:
     """A batch of made-up actions in [-1, 1], as a replay buffer keeps continuous ones."""
     size = int(np.prod(model.action_space.shape or ()))
-    drawn = np.random.default_rng(0).uniform(-1, 1, (_BATCH, size))
+    drawn = np.random.default_rng(0).uniform(-1, 1, (BATCH, size))
     return torch.as_tensor(drawn, dtype=torch.float32, device=model.device)
-
-
-def _sample(space: spaces.Space[Any]) -> Any:
-    """``_BATCH`` samples that leave the space's own random state alone; huge bounds are cut to +-10."""
-    if isinstance(space, spaces.Dict):
-        return {key: _sample(part) for key, part in space.spaces.items()}
-    twin = copy.deepcopy(space)
-    twin.seed(0)
-    batch = np.stack([np.asarray(twin.sample()) for _ in range(_BATCH)])
-    if isinstance(space, spaces.Box) and np.issubdtype(batch.dtype, np.floating):
-        wide = ~(np.abs(space.high) <= 1e3) | ~(np.abs(space.low) <= 1e3)
-        draw = np.random.default_rng(0).normal(size=batch.shape)
-        batch = np.where(wide, np.clip(draw, space.low, space.high), batch).astype(batch.dtype)
-    return batch

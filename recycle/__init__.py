@@ -1,5 +1,6 @@
 """Find the dead units of a network while it trains, and put them back to work."""
 
+from recycle.bounds import certify as certify
 from recycle.edits import Edit as Edit
 from recycle.edits import Fold as Fold
 from recycle.edits import Grow as Grow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -40,6 +40,8 @@ class GroupReport:
     """Dead before this event's edits."""
     dead_after: float = math.nan
     """Dead and not recycled at this event."""
+    certified: float = math.nan
+    """Dead for every possible input, before this event's edits; NaN where no bounds were computed."""
     dormant: float = math.nan
     constant: float = math.nan
     saturated: float = math.nan
@@ -104,11 +106,15 @@ class Report:
         head = f"event {self.event}: {self.recycled} units recycled, {seen}"
         size = max(map(len, self.groups), default=0)
         lines = [
-            f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}  dormant {g.dormant:6.1%}  "
+            f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}{_certified(g)}  dormant {g.dormant:6.1%}  "
             f"recycled {g.recycled}{'  ' + g.note if g.note else ''}"
             for name, g in self.groups.items()
         ]
         return "\n".join([head, *lines])
+
+
+def _certified(group: GroupReport) -> str:
+    return "" if math.isnan(group.certified) else f" observed, {group.certified:6.1%} certified"
 
 
 class Recycler:
@@ -138,6 +144,8 @@ class Recycler:
         cooldown: events for which a unit that was just recycled is left alone.
         cap: largest part of a group's units that one event may recycle, in (0, 1].
         sample_every: statistics look at the passes of every so many updates.
+        certify: tells at every report which units are dead for every possible input, as :func:`recycle.certify`
+            does: ``lambda: recycle.certify(graph, net, low, high)``. None: reports say what was observed only.
     """
 
     def __init__(
@@ -153,6 +161,7 @@ class Recycler:
         cooldown: int = 0,
         cap: float = 1.0,
         sample_every: int = 8,
+        certify: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         _check_method(method)
         if warmup < 0 or cooldown < 0 or not 0 < cap <= 1:
@@ -168,6 +177,7 @@ class Recycler:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
         self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
+        self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
         self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
@@ -222,9 +232,10 @@ class Recycler:
     def report(self) -> Report:
         """The health of the current window; nothing is edited, and the window goes on."""
         groups = {}
+        certified = self._certified()
         for group in self.graph:
             stats = self.tracker.stats(group)
-            groups[group.name] = self._report(group, stats, self._why_unseen(group, stats))
+            groups[group.name] = self._report(group, stats, self._why_unseen(group, stats), certified)
         return Report(self.events, groups)
 
     def observe(self, *, keep_window: bool = False) -> Report:
@@ -252,10 +263,11 @@ class Recycler:
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
         groups, edits = {}, []
+        certified = self._certified()
         for group in self.graph:
             stats = self.tracker.stats(group, self.generator)
             note = self._why_not(group, stats)
-            seen = self._report(group, stats, note)
+            seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
             if not note and edit:
                 made, note = self._edit(group, stats)
@@ -348,9 +360,14 @@ class Recycler:
         notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
         return set(ready[:most].tolist()), "; ".join(notes)
 
-    def _report(self, group: UnitGroup, stats: Stats, note: str) -> GroupReport:
+    def _certified(self) -> dict[str, float]:
+        """The fraction of certified units of each group, if there is anything to tell it by."""
+        proofs = {} if self.certify is None else self.certify()
+        return {name: float(units.double().mean()) for name, units in proofs.items()}
+
+    def _report(self, group: UnitGroup, stats: Stats, note: str, certified: Mapping[str, float]) -> GroupReport:
         """Health as it is."""
-        health: dict[str, Any] = {}
+        health: dict[str, Any] = {"certified": certified.get(group.name, math.nan)}
         again = unparted = 0
         if stats.samples and stats.finite:
             self._firing[group.name] = stats.firing_rate

@@ -40,7 +40,9 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     with _undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
-        failed = prove(groups, module, calls, dropout=bool(labels.seen & DROPOUT))
+        dropout = bool(labels.seen & DROPOUT)
+        del labels  # with every activation of the calls
+        failed = prove(groups, module, calls, dropout=dropout)
     kept = [group for group in groups if group.name not in failed]
     for group in groups:
         if group.name in failed:
@@ -168,17 +170,24 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     if not len(units) or not entries:
         _mention_the_rest(module, labels, groups, frozen)
         return groups, frozen
-    counts = torch.stack([torch.bincount(v[v > 0], minlength=len(roots)) for _, v, _ in entries])[:, units]
-    texts = ["", *dict.fromkeys(reasons.values())]
-    why = torch.tensor([texts.index(reasons.get(u, "")) for u in units.tolist()])
+    texts = {text: number for number, text in enumerate(["", *dict.fromkeys(reasons.values())])}
+    why = torch.tensor([texts[reasons.get(u, "")] for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
-    kinds, kind_of = torch.unique(torch.cat([counts, why[None]]), dim=1, return_inverse=True)
-    firsts = [int(units[kind_of == k].min()) for k in range(kinds.shape[1])]
-    for k in sorted(range(kinds.shape[1]), key=firsts.__getitem__):
-        members = units[kind_of == k]
-        inside = torch.zeros(len(roots), dtype=torch.bool).index_fill_(0, members, True)
-        held = [entry for entry, number in zip(entries, kinds[:-1, k].tolist(), strict=True) if number]
+    kinds = _kinds(
+        [vector for _, vector, _ in entries], torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why)
+    )
+    held_by: dict[int, list[tuple[tuple[str, int], Tensor, bool]]] = {}
+    for entry in entries:
+        for k in torch.unique(kinds[entry[1][entry[1] > 0]]).tolist():
+            held_by.setdefault(k, []).append(entry)
+    order = torch.argsort(kinds[units], stable=True)
+    members_of = units[order].split(torch.unique(kinds[units], return_counts=True)[1].tolist())
+    inside = torch.zeros(len(roots), dtype=torch.bool)
+    for members in sorted(members_of, key=lambda units: int(units[0])):
+        held = held_by.get(int(kinds[members[0]]), [])
+        inside[members] = True
         axes = [(key, _index(vector, inside), made) for key, vector, made in held]
+        inside[members] = False
         incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
         outgoing = tuple(_consumer(module, key, index, labels, uses) for key, index, made in axes if not made)
         if not any(axis.role == "weight" for axis in incoming):
@@ -208,6 +217,17 @@ def _refuse(
         owner, _, leaf = axis.name.rpartition(".")
         if axis.role == "weight" and leaf == "weight" and name.partition("[")[0] != owner:
             frozen.setdefault(_name(module, [axis], taken), reason)
+
+
+def _kinds(vectors: Sequence[Tensor], kinds: Tensor) -> Tensor:
+    """Refine ``kinds``, one for each unit, until units of a kind stand equally often in every vector."""
+    count = int(kinds.max()) + 1
+    for vector in vectors:
+        present, times = torch.unique(vector[vector > 0], return_counts=True)
+        finer = torch.unique(kinds[present] * (int(vector.numel()) + 1) + times, return_inverse=True)[1]
+        kinds[present] = count + finer
+        count += len(present)
+    return kinds
 
 
 def _mention_the_rest(

@@ -15,9 +15,18 @@ SOURCES = sorted([*(ROOT / "recycle").rglob("*.py"), *(ROOT / "agents").rglob("*
 # From the ground up; a module may import from its own floor and from those below.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recycle.names", "recycle.graph", "recycle.labels"}),
-    frozenset({"recycle.elementwise", "recycle.products", "recycle.births", "recycle.optimizers", "recycle.stats"}),
+    frozenset(
+        {
+            "recycle.elementwise",
+            "recycle.products",
+            "recycle.births",
+            "recycle.optimizers",
+            "recycle.stats",
+            "recycle.intervals",
+        }
+    ),
     frozenset({"recycle.rules", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
-    frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics"}),
+    frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics", "recycle.bounds"}),
     frozenset({"recycle.methods"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names

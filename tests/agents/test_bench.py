@@ -63,3 +63,38 @@ def test_bad_options_are_one_line(monkeypatch, capsys, argv):
     assert bench.main(["overhead", "--pairs", "1", "--steps", "64", *argv]) != 0
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and told[0].startswith("error:")
+
+
+def test_trace_measures_every_case_in_a_process_of_its_own(capsys):
+    cost = bench.scaling.measured("mlp 16x2")
+    assert cost.parameters == 16 * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
+    assert cost.seconds > 0
+    edits = bench.scaling.measured("apply 16")
+    assert edits.parameters == 2 * (16 * 16 + 16) and edits.seconds > 0 and edits.copying > 0
+
+
+def test_trace_prints_a_table_and_the_exponents(monkeypatch, capsys):
+    def linear(case):
+        size = int(case.partition(" ")[2].split("x")[0]) * int(case.partition("x")[2] or 1)
+        return bench.scaling.Cost(1000 * size, 0.5 * size, 2.5, 0.125 * size if case.startswith("apply") else 0.0)
+
+    monkeypatch.setattr(bench.scaling, "measured", linear)
+    assert bench.main(["trace", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("parameters ** 1.00") == 3
+    assert "2.50" in shown and "4.0" in shown and "resnet" not in shown
+
+
+def test_the_large_cases_have_the_sizes_they_are_named_for():
+    sizes = {}
+    with torch.device("meta"):
+        for name in bench.scaling.LARGE:
+            kind, _, size = name.partition(" ")
+            sizes[kind] = sum(p.numel() for p in bench.scaling._network(kind, size)[0].parameters())
+    assert 25.5e6 < sizes["resnet"] < 25.7e6  # torchvision's has 25.56 million
+    assert 99e6 < sizes["transformer"] < 101e6
+
+
+def test_a_case_that_fails_says_so():
+    with pytest.raises(RuntimeError, match="case 'mlp nothing' failed"):
+        bench.scaling.measured("mlp nothing")

@@ -1,0 +1,107 @@
+"""Certificates of stable-baselines3 models: whatever space bounds the observations."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+import recycle
+from agents import RecycleCallback, attach
+from agents.networks import networks_of
+
+UNIT = spaces.Box(-1.0, 1.0, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+PARTS = {"box": UNIT, "code": spaces.Discrete(4), "bits": spaces.MultiBinary(2), "codes": spaces.MultiDiscrete([2, 3])}
+BOUNDED = {**PARTS, "image": IMAGE, "dict": spaces.Dict({**PARTS, "image": IMAGE})}
+UNBOUNDED = {
+    "nothing": spaces.Box(-np.inf, np.inf, (3,)),
+    "float32": spaces.Box(np.array([-1, -3.4e38], np.float32), np.array([1, 3.4e38], np.float32)),
+    "a part": spaces.Dict({"a": UNIT, "b": spaces.Box(0, np.inf, (2,))}),
+}
+
+
+class Anything(gym.Env):
+    def __init__(self, space):
+        self.observation_space, self.action_space = space, spaces.Discrete(2)
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 0.0, self.steps % 8 == 0, False, {}
+
+
+def model_of(kind, space, **options):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if space == IMAGE else "MlpPolicy"
+    small = {"n_steps": 32, "batch_size": 16, "n_epochs": 1} if kind is PPO else {"buffer_size": 100}
+    kwargs = {"activation_fn": nn.ReLU, "net_arch": [8, 8]}
+    env = options.pop("env", None) or Anything(space)
+    return kind(policy, env, policy_kwargs=kwargs, seed=0, device="cpu", **small)
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDED))
+@pytest.mark.parametrize("kind", [PPO, DQN])
+def test_a_silenced_unit_is_certified_and_observations_lie_in_the_box(kind, name):
+    model = model_of(kind, BOUNDED[name])
+    (network,) = networks_of(model)
+    graph = recycle.trace(network.module, *network.calls)
+    for group in graph:
+        bias = next(a for a in group.incoming if a.role == "bias")
+        with torch.no_grad():
+            group.tensor(bias.name)[bias.index[1]] = -1e7
+    certified = recycle.certify(graph, *network.box)
+    tracker = recycle.recycler.Tracker(graph, sample_every=1, training_only=False)
+    with tracker, torch.no_grad():
+        for _ in range(10):
+            obs, _ = model.policy.obs_to_tensor(model.observation_space.sample())
+            network.watch(obs)
+    assert set(certified) == {group.name for group in graph}
+    for group in graph:
+        assert bool(certified[group.name][1])
+        assert not bool((certified[group.name] & ~tracker.stats(group).dead).any()), "certified, yet it fired"
+
+
+@pytest.mark.parametrize("name", sorted(UNBOUNDED))
+def test_without_bounds_nothing_is_computed(name):
+    (network,) = networks_of(model_of(PPO, UNBOUNDED[name]))
+    assert network.box is None
+    report = attach(model_of(PPO, UNBOUNDED[name]))["policy"].report()
+    assert all(np.isnan(group.certified) for group in report.groups.values())
+    assert "certified" not in str(report)
+
+
+def test_normalised_observations_are_clipped_and_so_bounded():
+    env = VecNormalize(DummyVecEnv([lambda: Anything(UNBOUNDED["nothing"])]), clip_obs=5.0)
+    (network,) = networks_of(model_of(PPO, UNBOUNDED["nothing"], env=env))
+    _, low, high = network.box
+    assert low.tolist() == [[-5.0] * 3] and high.tolist() == [[5.0] * 3]
+
+
+def test_only_the_normalised_keys_are_clipped():
+    space = spaces.Dict({"a": spaces.Box(-50, 50, (2,)), "b": spaces.Box(-50, 50, (1,))})
+    env = VecNormalize(DummyVecEnv([lambda: Anything(space)]), clip_obs=5.0, norm_obs_keys=["a"])
+    (network,) = networks_of(model_of(PPO, space, env=env))
+    _, low, high = network.box
+    assert high["a"].tolist() == [[5.0, 5.0]] and high["b"].tolist() == [[50.0]] and low["b"].tolist() == [[-50.0]]
+
+
+def test_events_report_and_log_what_is_certified(tmp_path):
+    from stable_baselines3.common.logger import configure
+
+    model = model_of(PPO, UNIT)
+    with torch.no_grad():
+        model.policy.mlp_extractor.policy_net[0].bias[:4] = -1e3
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    callback = RecycleCallback(method="monitor", every=32, sample_every=1)
+    model.learn(96, callback=callback)
+    group = callback.reports[0]["policy"].groups["mlp_extractor.policy_net.0"]
+    assert group.certified == 0.5 and group.dead >= 0.5
+    assert "50.0% certified" in str(callback.reports[0]["policy"])
+    assert '"recycle/policy/mlp_extractor.policy_net.0/certified": 0.5' in (tmp_path / "progress.json").read_text()
