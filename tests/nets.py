@@ -1496,3 +1496,66 @@ class _Reverse(torch.autograd.Function):
 )
 def own_function_in_torch() -> nn.Module:
     return Wire(lambda m, x: m.out(_Reverse.apply(F.relu(m.fc(x)))), fc=Linear(5, 8), out=Linear(8, 3))
+
+
+# ---------------------------------------------------------------- more layouts, weights and cells
+
+
+@zoo(rows((2, 6, 6)), groups={"conv": 8}, frozen={"out": "output"})
+def channel_shuffle() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.conv(x))
+        return m.out(h.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2).mean((2, 3)))
+
+    return Wire(forward, conv=nn.Conv2d(2, 8, 3), out=Linear(8, 3))
+
+
+@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": "aten.add", "out": "output"})
+def layer_scale() -> nn.Module:
+    return Wire(
+        lambda m, x: m.out(x + m.scale * m.fc2(F.relu(m.fc1(x)))),
+        fc1=Linear(5, 8),
+        fc2=Linear(8, 5),
+        scale=weights(5),
+        out=Linear(5, 3),
+    )
+
+
+@zoo(rows((4, 5)), groups={"fc": 8}, frozen={"out": "output"})
+def summed_over_a_set() -> nn.Module:
+    return Wire(lambda m, x: m.out(F.relu(m.fc(x)).sum(1)), fc=Linear(5, 8), out=Linear(8, 3))
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc": 8},
+    frozen={"out": "output"},
+    owned={"fc": lambda u: [("fc.weight", at[u]), ("fc.bias", at[u]), ("out.weight", at[:, 7 - u])]},
+)
+def flipped() -> nn.Module:
+    return Wire(lambda m, x: m.out(F.relu(m.fc(x)).flip(-1)), fc=Linear(5, 8), out=Linear(8, 3))
+
+
+@zoo(rows((5,)), groups={}, frozen={"w": "'w' is used by aten.tanh as a whole", "out": "output"})
+def weights_computed_from_parameters() -> nn.Module:
+    return Wire(lambda m, x: m.out(F.relu(F.linear(x, m.w.tanh()))), w=weights(8, 5), out=Linear(8, 3))
+
+
+@zoo(rows((4, 5)), groups={"v": 4}, frozen={"q": "aten.bmm", "k": "aten.bmm", "out": "output"})
+def attention_with_sdpa() -> nn.Module:
+    return Wire(
+        lambda m, x: m.out(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
+        q=Linear(5, 4),
+        k=Linear(5, 4),
+        v=Linear(5, 4),
+        out=Linear(4, 3),
+    )
+
+
+@zoo(rows((4, 3)), groups={"lstm": 6, "lstm (lstm.weight_hr_l0)": 4}, frozen={"out": "output"})
+def lstm_with_projection() -> nn.Module:
+    return Wire(
+        lambda m, x: m.out(m.lstm(x)[0][:, -1]),
+        lstm=nn.LSTM(3, 6, proj_size=4, batch_first=True),
+        out=Linear(4, 3),
+    )
