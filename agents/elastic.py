@@ -69,10 +69,13 @@ def _net_arch(policy: nn.Module) -> Any:
 
 
 def _tell_policy(policy: Any, arch: Any) -> None:
-    """``policy.save`` writes what the policy itself remembers."""
+    """``policy.save`` and ``q_net.save`` write what the policy and its networks themselves remember."""
     policy.net_arch = arch
     if hasattr(policy, "net_args"):
         policy.net_args["net_arch"] = arch
+    for name in ("q_net", "q_net_target", "quantile_net", "quantile_net_target"):
+        if hasattr(policy, name):
+            getattr(policy, name).net_arch = arch
     for name, key in (("actor_kwargs", "pi"), ("critic_kwargs", "qf")):
         if hasattr(policy, name) and isinstance(arch, dict):
             getattr(policy, name)["net_arch"] = arch[key]
