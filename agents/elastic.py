@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import get_parameters_by_name
 from torch import nn
 from torch.optim import Optimizer
 
@@ -31,8 +32,10 @@ def remember_widths(model: BaseAlgorithm) -> None:
     Where ``policy_kwargs["net_arch"]`` can say them, the saved file needs nothing of ours. Where it cannot (layers
     of a features extractor, critics that differ), the model's policy class becomes :func:`elastic`, and this package
     must be importable where the model is loaded. :class:`agents.RecycleCallback` calls it after every event that
-    resizes; call it yourself after :func:`recycle.apply`.
+    resizes; call it yourself after :func:`recycle.apply`. The lists through which off-policy models copy BatchNorm
+    statistics to their targets are made anew.
     """
+    _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
     base = model.policy_kwargs.get("base_class", model.policy_class)
     arch = _net_arch(model.policy)
@@ -54,6 +57,21 @@ def elastic(*args: Any, base_class: type[BasePolicy], shapes: dict[str, tuple[in
     return policy
 
 
+def _find_statistics(model: BaseAlgorithm) -> None:
+    """Off-policy models keep views of their BatchNorm statistics, which a resize leaves with the old tensors."""
+    for prefix, name in (
+        ("", "q_net"),
+        ("", "quantile_net"),
+        ("", "critic"),
+        ("actor_", "actor"),
+        ("critic_", "critic"),
+    ):
+        for target in ("", "_target"):
+            kept, network = f"{prefix}batch_norm_stats{target}", getattr(model, name + target, None)
+            if hasattr(model, kept) and network is not None:
+                setattr(model, kept, get_parameters_by_name(network, ["running_"]))
+
+
 def _net_arch(policy: nn.Module) -> Any:
     """The policy's hidden widths as SB3's ``net_arch``, or None where it has no such stack."""
     found: dict[str, list[int]] = {}
@@ -69,10 +87,13 @@ def _net_arch(policy: nn.Module) -> Any:
 
 
 def _tell_policy(policy: Any, arch: Any) -> None:
-    """``policy.save`` writes what the policy itself remembers."""
+    """``policy.save`` and ``q_net.save`` write what the policy and its networks themselves remember."""
     policy.net_arch = arch
     if hasattr(policy, "net_args"):
         policy.net_args["net_arch"] = arch
+    for name in ("q_net", "q_net_target", "quantile_net", "quantile_net_target"):
+        if hasattr(policy, name):
+            getattr(policy, name).net_arch = arch
     for name, key in (("actor_kwargs", "pi"), ("critic_kwargs", "qf")):
         if hasattr(policy, name) and isinstance(arch, dict):
             getattr(policy, name)["net_arch"] = arch[key]
