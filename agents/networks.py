@@ -44,6 +44,8 @@ class Network:
     """How the policy's builder initialises, where it is not the layers' own way."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """Parts that tracing this module alone cannot judge, by path, and why no edit may touch their units."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Parts whose units may be edited and keep their number, by path, and why."""
     box: Box | None = None
     """The network on a bounded observation space, for :func:`recycle.certify`; None where there are no bounds."""
     follow: Callable[[Graph, Report], None] = lambda graph, report: None
@@ -54,12 +56,17 @@ class Network:
         graph = recycle.trace(self.module, *self.calls)
         kept, frozen = [], dict(graph.frozen)
         for group in graph:
-            reason = next((why for part, why in self.frozen.items() if f"{group.name}.".startswith(f"{part}.")), "")
+            group.fix(_of_part(self.fixed, group.name))
+            reason = _of_part(self.frozen, group.name)
             if reason:
                 frozen[group.name] = reason
             else:
                 kept.append(group)
         return Graph(self.module, kept, frozen)
+
+
+def _of_part(reasons: Mapping[str, str], name: str) -> str:
+    return next((why for part, why in reasons.items() if f"{name}.".startswith(f"{part}.")), "")
 
 
 def networks_of(model: BaseAlgorithm) -> list[Network]:
@@ -231,7 +238,19 @@ def _recurrent(model: BaseAlgorithm) -> Network:
                 for tensor in states:
                     _move_states(tensor[part], position, edit)
 
-    return Network("policy", policy, (call,), watch, (policy.optimizer,), init=_orthogonal(policy), follow=follow)
+    return Network(
+        "policy",
+        policy,
+        (call,),
+        watch,
+        (policy.optimizer,),
+        init=_orthogonal(policy),
+        fixed=dict.fromkeys(("lstm_actor", "lstm_critic"), _ONE_SIZE),
+        follow=follow,
+    )
+
+
+_ONE_SIZE = "actor, critic and the stored states have one lstm_hidden_size"
 
 
 def _initial(policy: Any, sequences: int) -> Any:

@@ -138,6 +138,11 @@ class UnitGroup:
             self._why_fixed = self.prove_resizable(self)
         return self._why_fixed
 
+    def fix(self, reason: str) -> None:
+        """Let the width be as it is, for a reason outside of the module; "" leaves it to the proof."""
+        if reason:
+            self._why_fixed = reason
+
     @property
     def why_not_foldable(self) -> str:
         """Why a constant unit cannot be moved into its consumers' biases, or "" where it can."""

@@ -376,7 +376,7 @@ class Recycler:
             children = (self._parent[group.name] >= 0).nonzero()[:, 0]
             copies = metrics.resemblance(group, children, self._parent[group.name][children]) > metrics.TWIN
             unparted = int(copies.sum())
-            health = {
+            health |= {
                 "dead": metrics.dead(stats),
                 "dead_after": metrics.dead(stats),
                 "dormant": metrics.dormant(stats),

@@ -20,6 +20,9 @@ EXACT = 1e-12
 
 FIXED = {
     "shuffled_units": "index 7 is out of bounds",
+    "channel_shuffle": "unflatten",
+    "flipped": "land elsewhere",
+    "lstm_with_projection": "one hidden_size for all its layers",
     "chunked": "shapes cannot be multiplied",
     "sliced": "shapes cannot be multiplied",
     "overlapping_slices": "shapes cannot be multiplied",

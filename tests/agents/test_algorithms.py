@@ -387,11 +387,16 @@ def test_an_extractor_that_actor_and_critic_share_is_frozen(kind):
         assert graph.frozen["features_extractor.cnn.2"].startswith("actor and critic share it, and each is traced")
 
 
-def test_recurrent_units_are_not_watched_yet_and_say_so():
+def test_recurrent_units_are_watched_and_keep_their_number():
     model = build(RecurrentPPO)
     callback = RecycleCallback(method="redo", every=16, sample_every=1)
     learn(model, 48, callback)
-    assert callback.reports[0]["policy"].groups["lstm_actor"].note.startswith("unobserved: ")
+    seen = callback.reports[0]["policy"].groups["lstm_actor"]
+    assert seen.samples > 0
+    assert not seen.note
+    group = callback.recyclers["policy"].graph["lstm_actor"]
+    assert not group.resizable
+    assert "one lstm_hidden_size" in group.why_fixed
 
 
 def test_names_are_looked_up_in_all_networks():
