@@ -114,11 +114,7 @@ _SHARED = "actor and critic share it, and each is traced alone. Pass policy_kwar
 
 
 def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
-    """SAC, TQC, CrossQ, TD3 and DDPG: two modules, edited apart unless they share their features extractor.
-
-    Behind CrossQ's BatchRenorm a dead unit is a constant that moves with its trained shift from update to update:
-    it is seen dead in windows that one sampled pass makes, and folded.
-    """
+    """SAC, TQC, CrossQ, TD3 and DDPG: two modules, edited apart unless they share their features extractor."""
     policy: Any = model.policy
     actor, critic = _plain(policy.actor), _plain(policy.critic)
     batch, actions = observations(model), _scaled_actions(model)

@@ -179,15 +179,25 @@ class UnitGroup:
         return found
 
     def norms(self) -> list[Observer]:
-        """Normalisations that mix these units: the only place to see what an activation before them gave."""
+        """Normalisations of these units, whose input is the only place to see what an activation before them gave."""
         found = []
         for axis in self.incoming:
             owner, _, leaf = axis.name.rpartition(".")
             layer = self.module.get_submodule(owner)
-            own = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
-            if not self.exact and own and leaf == "weight" and self.tensor(axis.name).dim() == 1:
+            mixes = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
+            chosen = leaf == "weight" if mixes and not self.exact else leaf in ("running_var", "ra_var")
+            if chosen and self.tensor(axis.name).dim() == 1:
                 found.append(Observer(owner, axis.index, len(self.tensor(axis.name))))
         return found
+
+    def shift(self) -> Tensor | None:
+        """What a unit that is constant before its batch normalisation gives behind it: ``(width,)``, None without."""
+        owners = {norm.name for norm in self.norms()} if self.exact else set()
+        for axis in self.incoming:
+            if axis.role == "bias" and axis.name.rpartition(".")[0] in owners:
+                values: Tensor = axis.read(self.tensor(axis.name).detach(), torch.arange(self.width))[:, 0, 0]
+                return values.double().cpu()
+        return torch.zeros(self.width, dtype=torch.double) if owners else None
 
     def producers(self) -> list[tuple[nn.Module, Axis]]:
         """The layers whose outputs are the units' pre-activations, several where branches are summed."""

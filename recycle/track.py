@@ -292,7 +292,7 @@ class Tracker:
         found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
         finite = True
         if samples:
-            found = self._active([w.read() for w in windows], self._consumers[group.name])
+            found = _active(group, [w.read() for w in windows], self._consumers[group.name])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
         return Stats(
             samples=samples,
@@ -307,13 +307,6 @@ class Tracker:
             settled=_settled(group),
             generator=generator,
         )
-
-    @staticmethod
-    def _active(seen: list[dict[str, Tensor]], consumers: int) -> dict[str, Tensor]:
-        """The units as their activation leaves them: behind a normalisation across units nothing looks dead, and
-        before one that precedes the activation nothing does either, so it is where they fire least."""
-        places = [joined(part) for part in (seen[:consumers], seen[consumers:]) if part]
-        return min(places, key=lambda place: float(place["firing_rate"].mean()))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -350,6 +343,32 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
+
+
+def _active(group: UnitGroup, seen: list[dict[str, Tensor]], consumers: int) -> dict[str, Tensor]:
+    """The units as their activation leaves them.
+
+    Behind a normalisation nothing looks dead (its shift is trained, it mixes units), and before one that precedes the
+    activation nothing does either: so it is where they fire least. A unit that is dead before a batch normalisation
+    gives its consumers the shift, if that is what they saw.
+    """
+    read = joined(seen[:consumers])
+    if not seen[consumers:]:
+        return read
+    before = joined(seen[consumers:])
+    if float(before["firing_rate"].mean()) >= float(read["firing_rate"].mean()):
+        return read
+    shift = group.shift()
+    if shift is None:
+        return before
+    low, high = read["minimum"], read["maximum"]
+    slack = (high - low) + 1e-3 * (1 + shift.abs())
+    as_told = (shift >= low - slack) & (shift <= high + slack)
+    dead = before["minimum"] == before["maximum"]
+    found = before | {"mean": torch.where(dead & as_told, shift, read["mean"])}
+    for key in ("minimum", "maximum"):
+        found[key] = torch.where(dead, torch.where(as_told, shift, read[key]), before[key])
+    return found
 
 
 def _settled(group: UnitGroup) -> Tensor | None:
@@ -390,7 +409,7 @@ def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
 
 def _unit_axis(layer: nn.Module, act: Tensor) -> int:
     """Axis of the features or channels: a convolution's kernel says how many spatial axes follow."""
-    if isinstance(layer, nn.GroupNorm):
+    if isinstance(layer, nn.GroupNorm) or hasattr(layer, "running_var") or hasattr(layer, "ra_var"):
         return 1
     return act.dim() - len(getattr(layer, "kernel_size", ())) - 1
 

@@ -719,3 +719,41 @@ def test_editing_without_an_optimizer_is_said() -> None:
         net(X).sum().backward()
     with pytest.warns(UserWarning, match=r"knows no optimizer.*Pass optimizers"):
         assert recycler.step().recycled == 1
+
+
+def test_units_behind_a_batch_norm_that_learns_are_seen_dead_and_folded_once_settled() -> None:
+    """Their constant is the norm's shift, which every update moves."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        net[0].bias.fill_(1.0)
+        net[0].bias[[1, 5]] = -100.0
+    x = torch.randn(32, 3, dtype=torch.double)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    graph = recycle.trace(net, lambda: net(x))
+    recycler = Recycler(graph, SplitDead(noise=0.0), optimizers=[optimizer], sample_every=1)
+    recycled = []
+    for _ in range(5):
+        for _ in range(80):
+            with recycler.listening():
+                (net(x) - 1).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        before = outputs_in_both_modes(net, x)
+        report = recycler.step()
+        after = outputs_in_both_modes(net, x)
+        assert all(float((a - b).abs().max()) < 1e-6 for a, b in zip(before, after, strict=True))
+        recycled.append((report.groups["0"].dead, report.recycled))
+    assert recycled[0] == recycled[1] == (0.25, 0)  # seen, and waiting for the running statistics
+    assert (0.25, 2) in recycled
+    assert recycled[-1] == (0.0, 0)
+
+
+def outputs_in_both_modes(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """In training and in evaluation mode; buffers stay."""
+    held = {name: b.clone() for name, b in net.named_buffers()}
+    found = [net.train(mode)(x).detach() for mode in (False, True)]
+    with torch.no_grad():
+        for name, b in net.named_buffers():
+            b.copy_(held[name])
+    return found
