@@ -14,6 +14,6 @@ from recycle.graph import UnitGroup as UnitGroup
 from recycle.methods import METHODS as METHODS
 from recycle.methods import find as find
 from recycle.recycler import Recycler as Recycler
-from recycle.recycler import Report as Report
+from recycle.report import Report as Report
 from recycle.surgery import apply as apply
 from recycle.tracing import trace as trace

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import metrics
-from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, describe, kept, renumbered, resizes
+from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.methods import Method
 from recycle.names import did_you_mean
+from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
 from recycle.track import Tracker, peak
@@ -28,93 +28,6 @@ _NO_OPTIMIZER = (
     "this Recycler edits weights and knows no optimizer: momentum and second moments stay those of the units that were "
     "overwritten. Pass optimizers=[...]"
 )
-
-
-@dataclass(frozen=True)
-class GroupReport:
-    """One group at one event. Fractions are of its units, over the window that just ended."""
-
-    width: int
-    samples: int
-    dead: float = math.nan
-    """Dead before this event's edits."""
-    dead_after: float = math.nan
-    """Dead and not recycled at this event."""
-    certified: float = math.nan
-    """Dead for every possible input, before this event's edits; NaN where no bounds were computed."""
-    dormant: float = math.nan
-    constant: float = math.nan
-    saturated: float = math.nan
-    gradient_silent: float = math.nan
-    effective_rank: float = math.nan
-    duplicates: float = math.nan
-    recycled: int = 0
-    """Units overwritten at this event."""
-    unparted: int = 0
-    """Units recycled from a parent that are still its copies: their incoming weights have a cosine above .98."""
-    re_died: int = 0
-    """Units recycled at an earlier event that were found dead again, each counted once."""
-    note: str = ""
-    """Why nothing, or less than asked, was done."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GroupReport) and json.dumps(asdict(self)) == json.dumps(asdict(other))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one :meth:`Recycler.step` saw and did. Prints, compares, and becomes JSON."""
-
-    event: int
-    groups: dict[str, GroupReport]
-    edits: tuple[tuple[str, Edit], ...] = field(default=())
-    """Group name and edit, in the order in which they were made."""
-
-    @property
-    def recycled(self) -> int:
-        """Units overwritten in all groups."""
-        return sum(group.recycled for group in self.groups.values())
-
-    @property
-    def re_died(self) -> int:
-        """Recycled units that died again, in all groups."""
-        return sum(group.re_died for group in self.groups.values())
-
-    def fraction(self, quantity: str) -> float:
-        """``dead``, ``dormant``, ... over all units of all groups that were observed; NaN if none was."""
-        seen = [(getattr(g, quantity), g.width) for g in self.groups.values() if not math.isnan(getattr(g, quantity))]
-        return sum(v * w for v, w in seen) / sum(w for _, w in seen) if seen else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings; a quantity that was not observed is None."""
-        groups = {
-            name: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(group).items()}
-            for name, group in self.groups.items()
-        }
-        edits = [{"group": name, **describe(edit)} for name, edit in self.edits]
-        return {"event": self.event, "groups": groups, "edits": edits}
-
-    def to_json(self) -> str:
-        """:meth:`to_dict` on one line."""
-        return json.dumps(self.to_dict())
-
-    def __str__(self) -> str:
-        dead = self.fraction("dead")
-        seen = "nothing was observed" if math.isnan(dead) else f"{dead:.1%} were dead"
-        head = f"event {self.event}: {self.recycled} units recycled, {seen}"
-        size = max(map(len, self.groups), default=0)
-        lines = [
-            f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}{_certified(g)}  dormant {g.dormant:6.1%}  "
-            f"recycled {g.recycled}{'  ' + g.note if g.note else ''}"
-            for name, g in self.groups.items()
-        ]
-        return "\n".join([head, *lines])
-
-
-def _certified(group: GroupReport) -> str:
-    return "" if math.isnan(group.certified) else f" observed, {group.certified:6.1%} certified"
 
 
 class Recycler:
@@ -274,7 +187,7 @@ class Recycler:
             if made and not group.exact:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
-            groups[group.name] = _after(seen, stats, made, note, group.width)
+            groups[group.name] = after(seen, stats, made, note, group.width)
             self._book(group, stats, made)
         if not keep_window:
             self.tracker.clear()
@@ -476,15 +389,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
     return type(value)(_mapped(item, change) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:
-    """What was seen, and what the edits made of it; ``width`` is the group's now."""
-    slots = sorted({slot for edit in edits for slot in edit.slots})
-    left = stats.dead.clone()
-    left[slots] = False
-    dead = math.nan if math.isnan(seen.dead) else float(left.sum()) / width
-    return replace(seen, dead_after=dead, recycled=len(slots), note=note)
 
 
 def _check_method(method: Any) -> None:

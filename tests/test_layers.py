@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"recycle.rules", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
     frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics", "recycle.bounds"}),
-    frozenset({"recycle.methods"}),
+    frozenset({"recycle.methods", "recycle.report"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names
     frozenset({"agents"}),

@@ -21,7 +21,7 @@ from agents.inspect import Args, inspect
 from agents.networks import networks_of
 from recycle import Reset, Split
 from recycle.proof import returned
-from recycle.recycler import Report
+from recycle.report import Report
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -18,7 +18,7 @@ from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.redo import ReDo
 from recycle.methods.split import SplitDead
-from recycle.recycler import GroupReport
+from recycle.report import GroupReport
 
 
 class Wire(nn.Module):
