@@ -25,8 +25,8 @@ from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_m
 Call = Callable[[], Any]
 
 _SHARE = 0.3
-_REACHES = (1.0, 32.0)
-"""How far biases of both signs go: past zero, where a ReLU bends, and past where a clamp or a ReLU6 does."""
+_FAR = 32.0
+"""Every other pair of biases is as much larger: past where a clamp or a ReLU6 bends, not only a ReLU."""
 
 
 class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -71,8 +71,8 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
         return {}
     calls = [partial(_repeatable, module, call) for call in calls]
     failed: dict[str, str] = {}
-    for test, reach in ((_prove, 0.0), *((_exchange, reach) for reach in _REACHES)):
-        with _randomised(groups, module, reach=reach) as restore:
+    for test in (_prove, _exchange):
+        with _randomised(groups, module, bent=test is _exchange) as restore:
             for exact in (True, False):
                 part = [group for group in groups if group.exact is exact and group.name not in failed]
                 if not part:
@@ -170,7 +170,7 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     """
     everything = torch.arange(group.width)
     calls = [partial(_repeatable, module, call) for call in calls]
-    with _randomised([group], module, reach=1.0) as restore, _Plain():
+    with _randomised([group], module, bent=True) as restore, _Plain():
         reference = _outputs(calls)
         for factor in (2.0**12, 2.0**-12):
             for axis in group.incoming:
@@ -279,11 +279,11 @@ def _silence(group: UnitGroup, units: Tensor) -> None:
 
 
 @contextmanager
-def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, reach: float = 0.0) -> Iterator[Callable[[], None]]:
+def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, bent: bool = False) -> Iterator[Callable[[], None]]:
     """Random parameters and per-unit statistics; yields a function that puts the random values back.
 
-    Biases and gains lie in [.5, 1.5], which keeps units alive. With ``reach`` every other one is negated, and
-    those that are added to units are multiplied by it.
+    Biases and gains lie in [.5, 1.5], which keeps units alive. ``bent``: they take both signs, those that are added
+    to units also two sizes, in turn, so that neighbouring units stand on different sides of every bend.
     """
     state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
     added = {axis.name for group in groups for axis in group.incoming if axis.role == "bias"}
@@ -301,9 +301,10 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, reach: float 
                     draw = torch.randn(tensor.shape, generator=generator, dtype=kind) * scale
                 else:
                     draw = torch.rand(tensor.shape, generator=generator, dtype=kind) + 0.5
-                    if reach and tensor.requires_grad:
+                    if bent and tensor.requires_grad:
                         draw.flatten()[::2] *= -1
-                        draw *= reach if id(tensor) in far else 1.0
+                        for start in (2, 3) if id(tensor) in far else ():
+                            draw.flatten()[start::4] *= _FAR
                 tensor.copy_(draw)
             values = [t.detach().clone() for t in tensors]
 
