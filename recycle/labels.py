@@ -73,6 +73,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
         self.inexact: dict[int, str] = {}
+        self.parted: list[Tensor] = []  # units that meet the same data, and no others do
         self.seen: set[str] = set()  # names of all operations that ran
         self.reads: dict[str, int] = {}  # how many operations read each parameter
         self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
@@ -271,6 +272,12 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Edits of the units in ``labels`` are approximate, and why."""
         for unit in self._units_in(labels):
             self.inexact.setdefault(unit, reason)
+
+    def part(self, tables: Tensor) -> None:
+        """Units that stand in different rows of ``tables`` meet different data: they are not of a kind."""
+        rows = torch.unique(tables.cpu(), dim=0)
+        if len(rows) > 1:
+            self.parted.extend(rows)
 
     def _units_in(self, labels: Tensor | None) -> list[int]:
         if labels is None:

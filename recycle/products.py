@@ -83,6 +83,8 @@ def _free_product(
             labels.freeze(mark, reason)
         elif out.dim() == (left, right)[side].dim():
             labels.put(out, top)
+            if out.dim() > 2:  # heads: each meets a matrix of its own
+                labels.part(top.flatten(1))
 
 
 def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:

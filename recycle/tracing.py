@@ -173,9 +173,8 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     texts = {text: number for number, text in enumerate(["", *dict.fromkeys(reasons.values())])}
     why = torch.tensor([texts[reasons.get(u, "")] for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
-    kinds = _kinds(
-        [vector for _, vector, _ in entries], torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why)
-    )
+    vectors = [*(vector for _, vector, _ in entries), *map(labels.root, labels.parted)]
+    kinds = _kinds(vectors, torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why))
     held_by: dict[int, list[tuple[tuple[str, int], Tensor, bool]]] = {}
     for entry in entries:
         for k in torch.unique(kinds[entry[1][entry[1] > 0]]).tolist():

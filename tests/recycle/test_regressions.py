@@ -100,3 +100,14 @@ def test_a_call_that_changes_a_buffer_can_be_repeated() -> None:
     before = [b.clone() for b in net.buffers()]
     assert [group.name for group in recycle.trace(net, lambda: net(x))] == ["1"]
     assert all(map(torch.equal, before, net.buffers()))
+
+
+def test_values_of_different_heads_are_different_even_where_all_heads_weigh_alike() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        weights = (q @ k.transpose(-1, -2) / 1e6).softmax(-1)  # so even that no trial tells the heads apart
+        return net.out((weights @ v).transpose(1, 2).flatten(2))
+
+    net = _Wired(forward, q=nn.Linear(5, 6), k=nn.Linear(5, 6), v=nn.Linear(5, 6), out=nn.Linear(6, 2))
+    x = torch.randn(2, 4, 5)
+    assert [(group.name, group.width) for group in recycle.trace(net, lambda: net(x))] == [("v[0:3]", 3), ("v[3:6]", 3)]
