@@ -106,7 +106,13 @@ def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor
         return
     if groups > 1:
         labels.freeze(units, f"{short(op)} in {groups} groups is a consumer that no rule covers")
-        labels.use_whole([weight, *biases], op)
+        rows = None if transposed or view.dims[0] is None else labels.produce(view, 0, weight.shape[0])
+        if rows is None:
+            labels.use_whole([weight, *biases], op)
+            return
+        labels.part(rows.reshape(groups, -1))  # each part reads other channels
+        labels.put(out, rows.to(out.device).reshape(channel))
+        merge(labels, op, out, [out, *biases], "bias")
         return
     w_in, w_out = (0, 1) if transposed else (1, 0)
     if view.dims[w_in] is None or view.dims[w_out] is None:

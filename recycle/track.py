@@ -72,7 +72,7 @@ class Tracker:
                 self.unobserved[group.name] = (
                     "a consumer is no Linear, Conv or last recurrent layer, so no hook sees what it reads"
                 )
-            self._windows[group.name] = [Window() for _ in (*points, *group.norms())]
+            self._windows[group.name] = [Window() for _ in (*points, *_norms(group, points))]
             self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
@@ -145,7 +145,8 @@ class Tracker:
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
         """Layer, hook, and whether it watches the input (or else the output)."""
         for group in self.graph:
-            watched = (*group.observers(), *group.norms())
+            points = group.observers()
+            watched = (*points, *_norms(group, points))
             for observer, window in zip(watched, self._windows[group.name], strict=True):
                 index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
                 if observer.at_output:
@@ -343,6 +344,11 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
+
+
+def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:
+    """A norm's input says what is dead before it, but not what the consumers read: alone it would say too much."""
+    return group.norms() if consumers else []
 
 
 def _active(group: UnitGroup, seen: list[dict[str, Tensor]], consumers: int) -> dict[str, Tensor]:

@@ -958,7 +958,13 @@ def upsampled() -> nn.Module:
     )
 
 
-@zoo(rows((2, 4, 4)), either=True)
+@zoo(
+    rows((2, 4, 4)),
+    groups={"2[0:3]": 3, "2[3:6]": 3},
+    frozen={"0": "in 2 groups is a consumer that no rule covers"},
+    kill={"2[0:3]": "2.bias"},
+    homogeneous=frozenset({"2[0:3]", "2[3:6]"}),
+)
 def grouped_convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 2), ReLU(), nn.Conv2d(4, 6, 2, groups=2), ReLU(), nn.Flatten(), Linear(24, 3))
 

@@ -29,6 +29,7 @@ FIXED = {
     "written_into_a_buffer": "expanded size",
     "layernorm_over_units": "LayerNorm mixes the units",
     "softmax_over_units": "softmax mixes the units",
+    "grouped_convolution": "divisible",
     "group_norm": "GroupNorm mixes the units",
     "multihead_attention": "embedding dimension",
     "one_gain_in_two_parts": "must match the size",
