@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_parameters_by_name
 from torch import nn
@@ -23,7 +22,10 @@ _STACKS = {
     "actor.mu": ("pi", True),
     "critic.qf0": ("qf", True),
 }
-"""Stack of layers -> its key in ``net_arch`` ("" where that is a plain list), and whether it ends with a head."""
+"""Stack of layers -> its key in ``net_arch`` ("" where that is a plain list), and whether it ends with a head.
+
+Of two with one key the first counts: behind ``latent_pi`` (SAC) ``mu`` is a head alone, without it (TD3) the actor.
+"""
 
 
 def remember_widths(model: BaseAlgorithm) -> None:
@@ -32,8 +34,10 @@ def remember_widths(model: BaseAlgorithm) -> None:
     Where ``policy_kwargs["net_arch"]`` can say them, the saved file needs nothing of ours. Where it cannot (layers
     of a features extractor, critics that differ), the model's policy class becomes :func:`elastic`, and this package
     must be importable where the model is loaded. :class:`agents.RecycleCallback` calls it after every event that
-    resizes; call it yourself after :func:`recycle.apply`. The lists through which off-policy models copy BatchNorm
-    statistics to their targets are made anew.
+    resizes; call it yourself after :func:`recycle.apply`. ``policy.save`` names no such function: where ``net_arch``
+    cannot say the widths, what it writes cannot be loaded by ``policy.load``; save the model.
+
+    The lists through which off-policy models copy BatchNorm statistics to their targets are made anew.
     """
     _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
@@ -81,8 +85,7 @@ def _net_arch(policy: nn.Module) -> Any:
         except AttributeError:
             continue
         widths = [int(layer.out_features) for layer in stack.modules() if isinstance(layer, nn.Linear)]
-        if not isinstance(stack, nn.Linear) or path == "actor.latent_pi":
-            found[key] = widths[:-1] if head else widths
+        found.setdefault(key, widths[:-1] if head else widths)
     return found[""] if list(found) == [""] else found or None
 
 
@@ -101,9 +104,10 @@ def _tell_policy(policy: Any, arch: Any) -> None:
 
 def _built(model: BaseAlgorithm, base: Any, kwargs: dict[str, Any]) -> BasePolicy:
     """What loading would build; draws no random number of the training's."""
-    sde = {"use_sde": model.use_sde} if isinstance(model, OnPolicyAlgorithm) else {}
+    if hasattr(model.policy, "use_sde"):  # on-policy models but MaskablePPO give it beside their policy_kwargs
+        kwargs = {"use_sde": model.use_sde, **kwargs}
     with torch.random.fork_rng(devices=[]):
-        policy: BasePolicy = base(model.observation_space, model.action_space, lambda _: 1e-3, **sde, **kwargs)
+        policy: BasePolicy = base(model.observation_space, model.action_space, lambda _: 1e-3, **kwargs)
     return policy
 
 
