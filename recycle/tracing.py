@@ -137,8 +137,11 @@ def _counting(module: nn.Module, uses: Counter[str]) -> Iterator[None]:
     def count(name: str, layer: nn.Module, inputs: Any) -> None:
         uses[name] += 1
 
-    handles = [layer.register_forward_pre_hook(partial(count, name)) for name, layer in module.named_modules()
-               if hasattr(layer, "weight")]  # fmt: skip
+    handles = [
+        layer.register_forward_pre_hook(partial(count, name))
+        for name, layer in module.named_modules()
+        if hasattr(layer, "weight") and not isinstance(layer, torch.jit.ScriptModule)  # which take no hook
+    ]
     try:
         yield
     finally:
