@@ -161,6 +161,10 @@ class RecycleCallback(BaseCallback):
         for recycler in self.recyclers.values():
             recycler.tracker.resume()
 
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Look at stable-baselines3's own dict: to copy it would cost more than all else that a step does."""
+        self.locals = locals_
+
     def _on_step(self) -> bool:
         return True
 

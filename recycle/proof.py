@@ -69,7 +69,7 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
     """
     if not groups:
         return {}
-    calls = [partial(_repeatable, module, call) for call in calls]
+    calls = _repeatable(module, calls)
     failed: dict[str, str] = {}
     for test in (_prove, _exchange):
         with _randomised(groups, module, bent=test is _exchange) as restore:
@@ -169,7 +169,7 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     Biases of both signs and large and small factors reach every piece of a piecewise activation.
     """
     everything = torch.arange(group.width)
-    calls = [partial(_repeatable, module, call) for call in calls]
+    calls = _repeatable(module, calls)
     with _randomised([group], module, bent=True) as restore, _Plain():
         reference = _outputs(calls)
         for factor in (2.0**12, 2.0**-12):
@@ -197,7 +197,7 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
     fixed = why_layers_are_fixed(group)
     if fixed:
         return fixed
-    calls = [partial(_repeatable, module, call) for call in calls]
+    calls = _repeatable(module, calls)
     with _randomised([group], module) as restore, _Plain():
         try:
             if group.width > FEWEST:
@@ -287,9 +287,10 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, bent: bool = 
     """
     state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
     added = {axis.name for group in groups for axis in group.incoming if axis.role == "bias"}
-    tensors: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
+    parameters = dict(module.named_parameters())
+    tensors: list[Tensor] = [p for p in parameters.values() if p.is_floating_point()]
     tensors += [b for name, b in module.named_buffers() if name in state]
-    far = {id(p) for name, p in module.named_parameters() if name in added}
+    far = {id(p) for name, p in parameters.items() if name in added}
     saved = [t.detach().clone() for t in tensors]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -318,9 +319,14 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, bent: bool = 
                 tensor.copy_(value)
 
 
-def _repeatable(module: nn.Module, call: Call) -> Any:
-    """Make a call that leaves no trace in the buffers, such as the power iterations of spectral norm."""
-    held = [(b, b.detach().clone()) for b in module.buffers()]
+def _repeatable(module: nn.Module, calls: Sequence[Call]) -> list[Call]:
+    """The calls without the traces that they leave in buffers, such as the power iterations of spectral norm."""
+    buffers = list(module.buffers())
+    return [partial(_undone, buffers, call) for call in calls]
+
+
+def _undone(buffers: Sequence[Tensor], call: Call) -> Any:
+    held = [(b, b.detach().clone()) for b in buffers]
     try:
         return call()
     finally:

@@ -146,16 +146,18 @@ class Window:
         self._last = self._keep(act)
 
     def _room_for(self, act: Tensor) -> None:
-        if self.filled + len(act) > len(self.buffer):
+        count, room = act.shape[0], self.buffer.shape[0]
+        if self.filled + count > room:
             self._take_moments()
-        if len(act) > len(self.buffer) or self.buffer.device != act.device:
+        if count > room or self.buffer.device != act.device:
             rows = _BUFFER // act.shape[1]
             self.buffer = torch.empty(rows, act.shape[1], dtype=wide(act[:0]).dtype, device=act.device)
             self.scratch = torch.empty_like(self.buffer)
 
     def _keep(self, act: Tensor) -> Tensor:
-        kept = self.buffer[self.filled : self.filled + len(act)].copy_(act)
-        self.filled += len(act)
+        count = act.shape[0]
+        kept = self.buffer.narrow(0, self.filled, count).copy_(act)
+        self.filled += count
         return kept
 
     def _take_moments(self) -> None:

@@ -100,7 +100,8 @@ class Tracker:
         """Take the hooks off the layers where no training pass can come, a rollout say, until :meth:`resume`."""
         self._paused = True
         self._between_pauses = self.passes - self._resumed_at
-        self._follow()
+        if self._handles:
+            self._detach(self._handles)
 
     def resume(self) -> None:
         """End a :meth:`pause`."""
