@@ -1,4 +1,4 @@
-"""Measure what watching, recycling and tracing cost: ``python -m agents.bench overhead``, ``... trace``."""
+"""Measure what watching, recycling and tracing cost: ``python -m agents.bench overhead|methods|trace``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from agents import scaling
+import recycle
+from agents import costs, scaling
 from agents.callback import RecycleCallback, build_method
 from agents.command_line import reported
 from agents.networks import networks_of
@@ -40,6 +41,18 @@ class Overhead:
 
 
 @dataclass(frozen=True)
+class Methods:
+    """What each method costs an update, over the plain update, at its published schedule."""
+
+    pairs: int = 40
+    """Alternating pairs of watched and plain stretches of 16 updates, for each method and network."""
+    method: tuple[str, ...] = ()
+    """Only these."""
+    num_threads: int = 1
+    """Threads for torch."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """Time and peak memory of recycle.trace against width and depth, and of recycle.apply; one thread."""
 
@@ -49,20 +62,33 @@ class Trace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit code."""
-    commands: dict[str, Callable[..., Any]] = {"overhead": _overhead_args, "trace": _trace_args}
-    args: Overhead | Trace = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="python -m agents.bench")
+    commands: dict[str, Callable[..., Any]] = {
+        "overhead": _overhead_args,
+        "methods": _methods_args,
+        "trace": _trace_args,
+    }
+    args: Overhead | Methods | Trace = tyro.extras.subcommand_cli_from_dict(
+        commands, args=argv, prog="python -m agents.bench"
+    )
     return reported(lambda: _report(args))
 
 
-def _report(args: Overhead | Trace) -> None:
+def _report(args: Overhead | Methods | Trace) -> None:
     if isinstance(args, Trace):
         trace(args)
+    elif isinstance(args, Methods):
+        methods(args)
     else:
         overhead(args)
 
 
 def _overhead_args(args: Annotated[Overhead, tyro.conf.arg(name="")] = Overhead()) -> Overhead:
     """Time learn() with and without a RecycleCallback at its defaults, in alternating pairs."""
+    return args
+
+
+def _methods_args(args: Annotated[Methods, tyro.conf.arg(name="")] = Methods()) -> Methods:
+    """What each method costs an update, over the plain update, at its published schedule."""
     return args
 
 
@@ -76,9 +102,7 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
 
     The callback's first ``learn`` of a run traces and proves the network, so that is part of what is measured.
     """
-    for name in ("pairs", "steps", "num_threads"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    _positive(args, "pairs", "steps", "num_threads")
     build_method(args.method)
     torch.set_num_threads(args.num_threads)
     cases: dict[str, Callable[[], BaseAlgorithm]] = {
@@ -109,6 +133,35 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
             table.add_row(name, f"{middle:.3f}", f"{low:.3f} - {high:.3f}", spread, f"{_trace_share(make):.2%}")
     Console().print(table)
     return found
+
+
+def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
+    """Print what watching and events of each method cost on each network; returns the costs."""
+    _positive(args, "pairs", "num_threads")
+    chosen = args.method or tuple(recycle.METHODS)
+    for name in chosen:
+        build_method(name)
+    torch.set_num_threads(args.num_threads)
+    found: dict[tuple[str, str], costs.MethodCost] = {}
+    table = Table(title=f"cost of an update over a plain one, {args.pairs} pairs", title_justify="left")
+    for column in ("network", "method", "watching", "an event", "every", "amortised"):
+        table.add_column(column, justify="left" if column in ("network", "method") else "right")
+    with Progress(transient=True) as progress:
+        job = progress.add_task("measuring", total=len(costs.NETWORKS) * len(chosen))
+        for network in costs.NETWORKS:
+            for method in chosen:
+                cost = found[network, method] = costs.cost_of(method, network, args.pairs)
+                progress.advance(job)
+                shown = f"{cost.watching:.3f}", f"{cost.event:.1f}", f"{cost.every}", f"{cost.amortised:.3f}"
+                table.add_row(network, method, *shown)
+    Console().print(table)
+    return found
+
+
+def _positive(args: object, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
 
 
 def trace(args: Trace) -> dict[str, scaling.Cost]:

@@ -3,6 +3,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 from torch import nn
 
+import recycle
 from agents import bench
 
 torch.set_num_threads(1)
@@ -98,3 +99,33 @@ def test_the_large_cases_have_the_sizes_they_are_named_for():
 def test_a_case_that_fails_says_so():
     with pytest.raises(RuntimeError, match="case 'mlp nothing' failed"):
         bench.scaling.measured("mlp nothing")
+
+
+def test_methods_prints_what_each_costs_on_each_network(capsys):
+    found = bench.methods(bench.Methods(pairs=1, method=("redo", "cbp")))
+    assert list(found) == [(net, name) for net in ("MLP 2x256", "NatureCNN") for name in ("redo", "cbp")]
+    for cost in found.values():
+        assert 0 < cost.watching < 100 and cost.event > 0
+        assert cost.amortised == cost.watching + cost.event / cost.every
+    shown = capsys.readouterr().out
+    assert "cost of an update over a plain one, 1 pairs" in shown and "NatureCNN" in shown
+
+
+def test_an_event_that_is_timed_has_dead_units_to_recycle(monkeypatch):
+    reports = []
+    step = recycle.Recycler.step
+
+    def kept(self):
+        reports.append(step(self))
+        return reports[-1]
+
+    monkeypatch.setattr(recycle.Recycler, "step", kept)
+    bench.costs.cost_of("redo", "MLP 2x256", pairs=1, events=2)
+    assert [report.recycled for report in reports] == [64, 64]
+
+
+@pytest.mark.parametrize("argv", [["--method", "reddo"], ["--pairs", "0"], ["--num-threads", "0"]])
+def test_bad_options_of_methods_are_one_line(capsys, argv):
+    assert bench.main(["methods", *argv]) != 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("error:")
