@@ -91,6 +91,7 @@ def cost_of(method: str, network: str, pairs: int, updates: int = 16, events: in
     times = []
     for _ in range(events):
         _kill(graph)
+        recycler.tracker.clear()
         stretch(True)
         start = time.process_time()
         recycler.step()

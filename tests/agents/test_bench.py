@@ -121,7 +121,7 @@ def test_an_event_that_is_timed_has_dead_units_to_recycle(monkeypatch):
 
     monkeypatch.setattr(recycle.Recycler, "step", kept)
     bench.costs.cost_of("redo", "MLP 2x256", pairs=1, events=2)
-    assert [report.recycled for report in reports] == [64, 64]
+    assert len(reports) == 2 and all(64 <= report.recycled < 80 for report in reports)
 
 
 @pytest.mark.parametrize("argv", [["--method", "reddo"], ["--pairs", "0"], ["--num-threads", "0"]])
