@@ -184,7 +184,7 @@ class UnitGroup:
         for axis in self.incoming:
             owner, _, leaf = axis.name.rpartition(".")
             layer = self.module.get_submodule(owner)
-            mixes = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
+            mixes = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
             chosen = leaf == "weight" if mixes and not self.exact else leaf in ("running_var", "ra_var")
             if chosen and self.tensor(axis.name).dim() == 1:
                 found.append(Observer(owner, axis.index, len(self.tensor(axis.name))))

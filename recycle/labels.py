@@ -60,6 +60,17 @@ class Rows:
     role: str  # "weight", "bias", "gain" or "buffer"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What stands for a mean, a norm or another value of all units of a layer together: a label of its own.
+
+    Multiplied with or added to just these units it normalises them. Used anywhere else it freezes them.
+    """
+
+    units: Tensor  # every unit, in order
+    op: str  # which operation made it
+
+
 class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every unit of ``module`` through the operations that run while it is active.
 
@@ -73,6 +84,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
         self.inexact: dict[int, str] = {}
+        self.moments: dict[int, Moment] = {}  # label -> the units that it sums up
+        self.reductions: set[Any] = set()  # operations over units that made moments, see `described`
         self.parted: list[Tensor] = []  # units that meet the same data, and no others do
         self.seen: set[str] = set()  # names of all operations that ran
         self.reads: dict[str, int] = {}  # how many operations read each parameter
@@ -137,7 +150,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             # a product of other data is the same unit at work; anything else that meets other data is another value
             data = "data" if name in _PRODUCTS else object()
-            key = (str(func), _described(given, partial(self._describe, data=data)))
+            key = (str(func), described(given, partial(self._describe, data=data)))
             if key not in self._interned:
                 self._interned[key] = len(self._made)
                 self._made.append(self._labels[_storage(labelled[0])][0])
@@ -257,6 +270,10 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         meet = (one > 0) & (other > 0) & (one != other)
         if not meet.any():
             return
+        for side in (one, other) if self.moments else ():
+            unmeet = torch.isin(side, torch.tensor(self.moments_in(side[meet]), device=side.device))
+            self.freeze(side[meet & unmeet], "")
+            meet &= ~unmeet
         for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
             first, second = sorted((self._find(a), self._find(b)))
             self._parents[second] = first
@@ -265,13 +282,29 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def freeze(self, labels: Tensor | None, reason: str, *, override: bool = False) -> None:
         """Never edit the units in ``labels``, and say why."""
         for unit in self._units_in(labels):
-            if override or unit not in self.frozen:
+            if unit in self.moments:
+                self.freeze(self.moments[unit].units, f"{self.moments[unit].op} reduces over the units")
+            elif override or unit not in self.frozen:
                 self.frozen[unit] = reason
 
     def blend(self, labels: Tensor | None, reason: str) -> None:
         """Edits of the units in ``labels`` are approximate, and why."""
         for unit in self._units_in(labels):
             self.inexact.setdefault(unit, reason)
+
+    def moment(self, units: Tensor, op: str) -> int:
+        """The label of a value computed from all ``units`` together."""
+        units = torch.unique(units[units > 0].cpu())
+        for label, known in self.moments.items():
+            if torch.equal(torch.unique(self.root(known.units)), units):
+                return label
+        label = int(self.mint(1))
+        self.moments[label] = Moment(units, op)
+        return label
+
+    def moments_in(self, labels: Tensor) -> list[int]:
+        """Labels that are no unit, but a moment of several."""
+        return [label for label in self._units_in(labels) if label in self.moments] if self.moments else []
 
     def part(self, tables: Tensor) -> None:
         """Units that stand in different rows of ``tables`` meet different data: they are not of a kind."""
@@ -340,6 +373,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return
+        self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
         role = "buffer" if view.name in self._buffers else role
         rows = self._rows_at(view.name, dim, role)
@@ -357,6 +391,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return None
+        self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
         size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim]
         columns = self.columns.setdefault((view.name, dim), Columns())
@@ -421,14 +456,14 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
             yield from tensors_in(item)
 
 
-def _described(value: Any, tensor: Callable[[Tensor], Any]) -> Any:
-    """Nested arguments as something hashable."""
+def described(value: Any, tensor: Callable[[Tensor], Any] = lambda t: tuple(t.shape)) -> Any:
+    """Nested arguments as something hashable; ``tensor`` says what of a tensor counts."""
     if isinstance(value, Tensor):
         return tensor(value)
     if isinstance(value, dict):
-        return tuple((key, _described(item, tensor)) for key, item in sorted(value.items()))
+        return tuple((key, described(item, tensor)) for key, item in sorted(value.items()))
     if isinstance(value, (list, tuple)):
-        return tuple(_described(item, tensor) for item in value)
+        return tuple(described(item, tensor) for item in value)
     return repr(value)
 
 

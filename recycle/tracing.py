@@ -40,9 +40,9 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     with _undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
-        dropout = bool(labels.seen & DROPOUT)
+        dropout, reductions = bool(labels.seen & DROPOUT), labels.reductions
         del labels  # with every activation of the calls
-        failed = prove(groups, module, calls, dropout=dropout)
+        failed = prove(groups, module, calls, dropout=dropout, reductions=reductions)
     kept = [group for group in groups if group.name not in failed]
     for group in groups:
         if group.name in failed:

@@ -1023,7 +1023,7 @@ def softmax_over_units() -> nn.Module:
     return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), out=Linear(6, 3))
 
 
-@zoo(rows((5,)), either=True)
+@zoo(rows((5,)), groups={"fc": 8}, frozen={"out": "output"}, inexact={"fc": "linalgvectornormmixestheunits"})
 def unit_length() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.out(F.normalize(F.relu(m.fc(x)), dim=1))
@@ -1044,9 +1044,58 @@ def instance_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True), ReLU(), nn.Flatten(), Linear(36, 3))
 
 
-@zoo(rows((5,)), either=True)
+@zoo(rows((5,)), groups={"0": 8}, frozen={"3": "output"}, inexact={"0": "aten.meanmixestheunits"})
 def rms_norm() -> nn.Module:
     return nn.Sequential(Linear(5, 8), nn.RMSNorm(8), ReLU(), Linear(8, 3))
+
+
+@zoo(
+    rows((5,)),
+    groups={"stream": 6, "up": 8},
+    frozen={"out": "output"},
+    inexact={"stream": "aten.meanmixestheunits"},
+    kill={"up": "up.bias"},
+)
+def rms_norm_by_hand_in_a_residual_stream() -> nn.Module:
+    def normed(h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.stream(x)
+        h = h + m.down(F.relu(m.up(normed(h) * m.gain)))
+        return m.out(normed(h) * m.last_gain)
+
+    parts = {"stream": Linear(5, 6), "up": Linear(6, 8), "down": Linear(8, 6), "out": Linear(6, 3)}
+    return Wire(forward, gain=nn.Parameter(torch.rand(6)), last_gain=nn.Parameter(torch.rand(6)), **parts)
+
+
+@zoo(rows((2, 4, 4)), groups={"conv": 6}, frozen={"out": "output"}, inexact={"conv": "mixestheunits"})
+def layernorm_of_channels_by_hand() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.conv(x)
+        h = (h - h.mean(1, keepdim=True)) / torch.sqrt(h.var(1, keepdim=True, unbiased=False) + 1e-5)
+        return m.out(F.relu(h * m.gain[:, None, None] + m.shift[:, None, None]).mean((2, 3)))
+
+    parts = {"gain": nn.Parameter(torch.rand(6) + 0.5), "shift": nn.Parameter(torch.randn(6))}
+    return Wire(forward, conv=nn.Conv2d(2, 6, 2), out=Linear(6, 3), **parts)
+
+
+@zoo(rows((5,)), groups={"fc2": 6}, frozen={"fc1": "aten.mean reduces over the units", "out": "output"})
+def mean_of_units_scales_others() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc1(x))
+        return m.out(F.relu(m.fc2(h)) * h.mean(1, keepdim=True))
+
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), out=Linear(6, 3))
+
+
+@zoo(rows((5,)), frozen={"fc": "aten.mean reduces over the units", "out": "output"})
+def norm_with_its_gain_inside() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc(x))
+        return m.out(h * (torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * m.gain))
+
+    return Wire(forward, fc=Linear(5, 8), gain=nn.Parameter(torch.rand(8) + 0.5), out=Linear(8, 3))
 
 
 @zoo(rows((4, 8)), either=True)
