@@ -84,7 +84,8 @@ def _reduction(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) ->
     axes = [dims] if isinstance(dims, int) else list(dims or range(known.dim()))
     top = known.amax(axes, keepdim=True) if known.dim() else known
     if not bool(((known == top) | (known == UNIFORM)).all()):
-        labels.freeze(known, f"{short(op)} reduces over the units")
+        for result in tensors_in(out):  # attention weights averaged over the heads are seldom looked at
+            labels.freeze_if_used(result, known, f"{short(op)} reduces over the units")
         return
     for result in tensors_in(out):
         labels.put(result, top.reshape(result.shape))
@@ -213,7 +214,7 @@ RULES: dict[str, Rule] = {
          "cudnn_batch_norm", "_batch_norm_with_update"), _batch_norm),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("_softmax", "_log_softmax"), _softmax),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),
     "glu": gated_linear_unit,
     "_prelu_kernel": lambda lab, op, args, kwargs, out: merge(lab, op, out, args, "gain"),
     "nativedropout": dropout,
