@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from recycle.graph import UnitGroup
+from recycle.graph import Axis, UnitGroup
 
 Place = tuple[tuple[str, int], ...]
 
@@ -29,10 +30,9 @@ def with_heads(
     ``still``: names that are frozen where heads are units. No element then belongs to units of two groups.
     """
     parts = {g.name for g in groups if any(_share(head, g) for head in heads)}
-    kept = [group for group in groups if group.name not in parts]
-    made = {axis.name for head in heads for axis in head.incoming if axis.role == "weight"}
-    frozen = {name: why for name, why in frozen.items() if name in still or not _among(name, made)}
-    return sorted([*kept, *heads], key=lambda group: group.first), frozen
+    kept = sorted([*heads, *(g for g in groups if g.name not in parts)], key=lambda group: group.first)
+    made = {axis.name for head in heads for axis in head.incoming if _all_told(head.tensor(axis.name), axis, kept)}
+    return kept, {name: why for name, why in frozen.items() if name in still or not _among(name, made)}
 
 
 def _same(one: UnitGroup, other: UnitGroup) -> bool:
@@ -49,6 +49,12 @@ def _share(head: UnitGroup, group: UnitGroup) -> bool:
         for a in head.incoming
         for b in group.incoming
     )
+
+
+def _all_told(tensor: Tensor, axis: Axis, groups: Sequence[UnitGroup]) -> bool:
+    """Whether every entry along the axis belongs to some unit."""
+    own = [a.index.flatten() for g in groups for a in g.incoming if a.name == axis.name and a.dim == axis.dim]
+    return len(torch.cat(own).unique()) == tensor.shape[axis.dim]
 
 
 def _among(name: str, weights: Collection[str]) -> bool:
