@@ -101,6 +101,8 @@ class UnitGroup:
     exact: bool = True
     why: str = ""
     """Why edits are only approximate, where ``exact`` is False."""
+    first: int = 0
+    """Where the units come in the forward pass: lower is earlier."""
     one_value: bool = True
     """Whether all consumers read the same value of a unit; False where one reads it before an activation, say."""
     prove_homogeneous: Callable[[UnitGroup], bool] = field(default=lambda group: False, repr=False)

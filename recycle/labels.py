@@ -76,10 +76,17 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     After the calls: :attr:`rows` and :attr:`columns` say which parameter elements make and which consume a
     unit, :attr:`frozen` and :attr:`inexact` why units may not, or only approximately, be edited.
+
+    ``blocks``: the :attr:`units` of an earlier run. Units that were one at its end are one from the beginning, and
+    units that a product of activations mixes become one as well, where they would be frozen otherwise.
     """
 
-    def __init__(self, module: nn.Module, rules: dict[str, Rule], moves: Collection[str]) -> None:
+    def __init__(
+        self, module: nn.Module, rules: dict[str, Rule], moves: Collection[str], blocks: Tensor | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.blocks = blocks
+        self.mixed = False  # whether two activations that hold units were multiplied as matrices
         self.rows: dict[tuple[str, int], Rows] = {}
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
@@ -99,6 +106,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._views: dict[Any, View | None] = {}
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
+        self._mixtures: dict[int, tuple[Tensor, str, Tensor]] = {}  # storage -> units, reason, what keeps it alive
         self._parents: list[int] = [0]
         self._roots: Tensor | None = None
         self._joined = False
@@ -127,6 +135,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._versions = version
         self.seen.add(name)
         for tensor in operands:
+            self.use_mixture(tensor)
             view = self.view_of(tensor)
             if view is not None:
                 self.reads[view.name] = self.reads.get(view.name, 0) + 1
@@ -256,7 +265,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mint(self, count: int) -> Tensor:
         """``count`` new units, in order: ``(count,)``."""
         first = len(self._parents)
-        self._parents.extend(range(first, first + count))
+        known = [] if self.blocks is None else self.blocks[first : first + count].tolist()
+        self._parents.extend([*known, *range(first + len(known), first + count)])
+        self._joined |= bool(known)
         self._roots = None
         return torch.arange(first, first + count)
 
@@ -305,6 +316,15 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def moments_in(self, labels: Tensor) -> list[int]:
         """Labels that are no unit, but a moment of several."""
         return [label for label in self._units_in(labels) if label in self.moments] if self.moments else []
+
+    def freeze_if_used(self, result: Tensor, labels: Tensor, reason: str) -> None:
+        """Freeze the units in ``labels`` as soon as anything reads ``result``, which mixes them."""
+        self._mixtures[_storage(result)] = labels, reason, result
+
+    def use_mixture(self, tensor: Tensor) -> None:
+        """Note that ``tensor`` is read: if units are mixed in it, they are frozen."""
+        labels, reason, _ = self._mixtures.pop(_storage(tensor), (None, "", None))
+        self.freeze(labels, reason)
 
     def part(self, tables: Tensor) -> None:
         """Units that stand in different rows of ``tables`` meet different data: they are not of a kind."""

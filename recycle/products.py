@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,20 +72,39 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
 def _free_product(
     labels: UnitLabels, op: Any, left: Tensor, right: Tensor, inner: tuple[int, int], out: Tensor
 ) -> None:
-    """No parameter takes part. Units may stand beside the contracted axis, never along it."""
+    """No parameter takes part. Units may stand beside the contracted axis, along it only as one block."""
     known = labels.of(left), labels.of(right)
     reason = f"{short(op)} multiplies it by a matrix that is no parameter"
-    both = all(k is not None and bool((k > 0).any()) for k in known)
+    if all(k is not None and bool((k > 0).any()) for k in known):
+        labels.mixed = True
+        if labels.blocks is None or not _mix(labels, known, inner, out):
+            for mark in known:
+                labels.freeze(mark, reason)
+        return
     for side, (mark, axis) in enumerate(zip(known, inner, strict=True)):
         if mark is None or not bool((mark > 0).any()):
             continue
         top = mark.amax(axis, keepdim=True)
-        if both or not bool(((mark == top) | (mark == UNIFORM)).all()):
+        if not bool(((mark == top) | (mark == UNIFORM)).all()):
             labels.freeze(mark, reason)
         elif out.dim() == (left, right)[side].dim():
             labels.put(out, top)
             if out.dim() > 2:  # heads: each meets a matrix of its own
                 labels.part(top.flatten(1))
+
+
+def _mix(labels: UnitLabels, known: Sequence[Tensor | None], inner: tuple[int, int], out: Tensor) -> bool:
+    """Each result comes from a row of the one side and a column of the other: all units in both are one."""
+    tops = []
+    for mark, axis in zip(known, inner, strict=True):
+        if mark is None or mark.dim() != out.dim() or bool((mark == NONE).any()):  # other data has a part in it
+            return False
+        top = mark.amax(axis, keepdim=True)
+        labels.join(mark, top.expand_as(mark))
+        tops.append(top.expand_as(out))
+    labels.join(*tops)
+    labels.put(out, labels.root(torch.maximum(*tops)))
+    return True
 
 
 def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:

@@ -92,7 +92,8 @@ def _reduction(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) ->
     table = known.movedim(axes, list(range(len(axes)))).reshape(math.prod(known.shape[d] for d in axes), -1).t()
     symmetric = all(t.is_floating_point() for t in tensors_in(out))  # the position of the largest is not
     if not symmetric or bool((table != table[:1]).any() or (table == NONE).any()) or labels.moments_in(table):
-        labels.freeze(known, f"{short(op)} reduces over the units")
+        for result in tensors_in(out):
+            labels.freeze_if_used(result, known, f"{short(op)} reduces over the units")
         return
     labels.parted.append(table[0].cpu())
     labels.reductions.add(described((str(op), args, kwargs)))
@@ -223,7 +224,7 @@ RULES: dict[str, Rule] = {
          "cudnn_batch_norm", "_batch_norm_with_update"), _batch_norm),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("_softmax", "_log_softmax"), _softmax),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),
     "glu": gated_linear_unit,
     "_prelu_kernel": lambda lab, op, args, kwargs, out: merge(lab, op, out, args, "gain"),
     "nativedropout": dropout,

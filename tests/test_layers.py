@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.intervals",
         }
     ),
-    frozenset({"recycle.rules", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
+    frozenset({"recycle.rules", "recycle.heads", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
     frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics", "recycle.bounds"}),
     frozenset({"recycle.methods", "recycle.report"}),
     frozenset({"recycle.recycler"}),
