@@ -19,7 +19,8 @@ from recycle.labels import UNUSED, UnitLabels
 from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
 from recycle.rules import MOVES, RULES
 
-_OUTPUT = "reaches the module's output"
+OUTPUT = "reaches the module's output"
+"""Why output layers are frozen."""
 
 
 def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
@@ -111,7 +112,7 @@ def _labelled(
             raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
         for tensor in returned(result):
             labels.use_mixture(tensor)
-            labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+            labels.freeze(labels.of(tensor), OUTPUT, override=True)
     return labels, uses
 
 
@@ -207,8 +208,8 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     rows = {key: labels.root(row.labels) for key, row in labels.rows.items()}
     _freeze_conflicts(module, labels, rows, columns, reasons)
     for vector in rows.values():  # a head is a head, whatever else meets some of its units
-        if any(reasons.get(u) == _OUTPUT for u in vector.tolist()):
-            reasons.update({u: _OUTPUT for u in vector.tolist() if u in reasons})
+        if any(reasons.get(u) == OUTPUT for u in vector.tolist()):
+            reasons.update({u: OUTPUT for u in vector.tolist() if u in reasons})
     entries = [*((key, vector, True) for key, vector in rows.items()),
                *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
     units = torch.unique(roots[1:])
@@ -295,7 +296,7 @@ def _by_root(reasons: dict[int, str], roots: Tensor) -> dict[int, str]:
     merged: dict[int, str] = {}
     for unit, reason in reasons.items():
         root = int(roots[unit])
-        if root not in merged or reason == _OUTPUT:
+        if root not in merged or reason == OUTPUT:
             merged[root] = reason
     return merged
 
