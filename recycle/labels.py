@@ -46,6 +46,7 @@ class Columns:
 
     labels: list[Tensor] = field(default_factory=list)  # each (size of the axis,), one per disagreeing call
     calls: int = 0
+    groups: int = 1  # of a convolution, whose weight has only the columns of one group
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
@@ -384,7 +385,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows.labels[part] = torch.where(labels > 0, labels, before)
 
     def consume(
-        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any
+        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any, groups: int = 1
     ) -> Columns | None:
         """Activations labelled ``labels`` (one per column) meet a parameter's columns along ``axis``."""
         place = view.dims[axis]
@@ -393,8 +394,12 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
-        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim]
-        columns = self.columns.setdefault((view.name, dim), Columns())
+        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
+        columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
+        if columns.groups != groups:
+            for other in (labels, *columns.labels):
+                self.freeze(other, f"the calls read {view.name!r} in {columns.groups} groups and in {groups}")
+            return None
         seen = torch.full((size,), UNUSED, dtype=torch.int64)
         seen[start : start + step * (len(labels) - 1) + 1 : step] = labels.cpu()
         if not any(torch.equal(self.root(seen), self.root(old)) for old in columns.labels):
