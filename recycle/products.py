@@ -73,14 +73,13 @@ def _free_product(
 ) -> None:
     """No parameter takes part. Units may stand beside the contracted axis, never along it."""
     known = labels.of(left), labels.of(right)
-    reason = f"{short(op)} multiplies it by a matrix that is no parameter"
     both = all(k is not None and bool((k > 0).any()) for k in known)
     for side, (mark, axis) in enumerate(zip(known, inner, strict=True)):
         if mark is None or not bool((mark > 0).any()):
             continue
         top = mark.amax(axis, keepdim=True)
         if both or not bool(((mark == top) | (mark == UNIFORM)).all()):
-            labels.freeze(mark, reason)
+            labels.freeze(mark, f"{short(op)} multiplies it by {labels.weight((right, left)[side])}")
         elif out.dim() == (left, right)[side].dim():
             labels.put(out, top)
             if out.dim() > 2:  # heads: each meets a matrix of its own
@@ -95,7 +94,7 @@ def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor
     channel = [1, -1] + [1] * (out.dim() - 2)
     biases = [] if bias is None else [bias.reshape(channel)]
     if view is None or units is None:
-        why = "with a weight computed in the forward pass" if view is None else "meets units mixed within a channel"
+        why = f"with {labels.weight(weight)}" if view is None else "meets units mixed within a channel"
         labels.freeze(known, f"{short(op)} {why}")
         labels.use_whole([weight, *biases], op)
         return

@@ -1493,7 +1493,7 @@ def masked_weights() -> nn.Module:
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
 
 
-@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": ""})
+@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": "a weight computed from 'out.weight'"})
 def masked_consumer() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = F.relu(m.fc2(F.relu(m.fc1(x))))
@@ -1501,6 +1501,39 @@ def masked_consumer() -> nn.Module:
 
     mask = (torch.rand(3, 6) > 0.3).float()
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
+
+
+def _noisy(m: Any, name: str, x: Tensor) -> Tensor:
+    """Fortunato et al. (2018): every weight is a mean plus a trained multiple of factorised noise."""
+    into, out = getattr(m, f"{name}_noise_in"), getattr(m, f"{name}_noise_out")
+    weight = getattr(m, f"{name}_mu") + getattr(m, f"{name}_sigma") * torch.outer(out, into)
+    return F.linear(x, weight, getattr(m, f"{name}_bias") + getattr(m, f"{name}_bias_sigma") * out)
+
+
+def _noisy_parts(name: str, into: int, out: int) -> dict[str, Tensor]:
+    matrices = {f"{name}_mu": weights(out, into), f"{name}_sigma": weights(out, into)}
+    vectors = {f"{name}_bias": nn.Parameter(torch.randn(out)), f"{name}_bias_sigma": nn.Parameter(torch.randn(out))}
+    return {**matrices, **vectors, f"{name}_noise_in": torch.randn(into), f"{name}_noise_out": torch.randn(out)}
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc1": 8},
+    frozen={
+        "fc2": "a weight computed from 'hidden_mu' and 'hidden_sigma'",
+        "hidden_mu": "as a whole",
+        "hidden_sigma": "as a whole",
+        "out_mu": "as a whole",
+    },
+    kill={"fc1": "fc1.bias"},
+)
+def noisy_layers() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc2(F.relu(m.fc1(x))))
+        return _noisy(m, "out", F.relu(_noisy(m, "hidden", h)))
+
+    parts = {**_noisy_parts("hidden", 6, 6), **_noisy_parts("out", 6, 3)}
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), **parts)
 
 
 @zoo(rows((5,)), either=True)
