@@ -46,6 +46,7 @@ class Columns:
 
     labels: list[Tensor] = field(default_factory=list)  # each (size of the axis,), one per disagreeing call
     calls: int = 0
+    groups: int = 1  # of a convolution, whose weight has only the columns of one group
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
@@ -103,6 +104,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: list[Tensor] = []  # labels of each computed value
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
         self._owners: dict[int, list[tuple[str, Tensor]]] = {}  # storage -> parameters that live in it
+        self._computed: dict[int, tuple[dict[str, None], Tensor]] = {}  # storage -> parameters it was computed from
         self._views: dict[Any, View | None] = {}
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
@@ -147,6 +149,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return out  # a view under another name: its labels are there already
             self._rules.get(name, self._rules["default"])(self, func, args, kwargs, out)
             self._note_values(name, func, (args, kwargs), operands, results)
+        self._note_computed(operands, out)
         return out
 
     def _note_values(self, name: str, func: Any, given: Any, operands: list[Tensor], results: list[Tensor]) -> None:
@@ -185,6 +188,25 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not random and all(map(self.constant, operands)):
             for tensor in tensors_in(out):
                 self._constants[_storage(tensor)] = tensor
+
+    def _note_computed(self, operands: list[Tensor], out: Any) -> None:
+        names: dict[str, None] = {}
+        for tensor in operands:
+            view = self.view_of(tensor)
+            names |= self._computed_from(tensor)
+            names |= {} if view is None or view.name in self._buffers else {view.name: None}
+        for tensor in tensors_in(out) if names else ():
+            key = _storage(tensor)
+            if key not in self._owners and not (key in self._labels and bool((self._labels[key][0] > 0).any())):
+                self._computed[key] = names, tensor
+
+    def _computed_from(self, tensor: Tensor) -> dict[str, None]:
+        return self._computed[_storage(tensor)][0] if _storage(tensor) in self._computed else {}
+
+    def weight(self, tensor: Tensor) -> str:
+        """What to call a matrix that is no parameter."""
+        names = [repr(name) for name in self._computed_from(tensor)]
+        return f"a weight computed from {' and '.join(names)}" if names else "a matrix that is no parameter"
 
     def constant(self, tensor: Tensor) -> bool:
         """Whether a tensor's values are the same for every input: a parameter, a buffer, or made of constants."""
@@ -404,7 +426,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows.labels[part] = torch.where(labels > 0, labels, before)
 
     def consume(
-        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any
+        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any, groups: int = 1
     ) -> Columns | None:
         """Activations labelled ``labels`` (one per column) meet a parameter's columns along ``axis``."""
         place = view.dims[axis]
@@ -413,8 +435,12 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
-        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim]
-        columns = self.columns.setdefault((view.name, dim), Columns())
+        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
+        columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
+        if columns.groups != groups:
+            for other in (labels, *columns.labels):
+                self.freeze(other, f"the calls read {view.name!r} in {columns.groups} groups and in {groups}")
+            return None
         seen = torch.full((size,), UNUSED, dtype=torch.int64)
         seen[start : start + step * (len(labels) - 1) + 1 : step] = labels.cpu()
         if not any(torch.equal(self.root(seen), self.root(old)) for old in columns.labels):

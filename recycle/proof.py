@@ -289,8 +289,7 @@ def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], 
 
 def _silence(group: UnitGroup, units: Tensor) -> None:
     for axis in group.outgoing:
-        tensor = group.tensor(axis.name)
-        tensor.index_fill_(axis.dim, axis.entries(units, tensor.device), 0.0)
+        axis.fill(group.tensor(axis.name), units, 0.0)
 
 
 @contextmanager

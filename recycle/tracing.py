@@ -373,7 +373,7 @@ def _consumer(
         alone = labels.reads[columns.biases[0]] == columns.calls  # no other use would see what a fold adds
         bias = columns.biases[0] if whole and alone and held.requires_grad else None
     hooked = uses.get(name.rpartition(".")[0], 0) == columns.calls
-    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked)
+    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked, columns.groups)
 
 
 def _name(module: nn.Module, incoming: Sequence[Axis], taken: set[str]) -> str:

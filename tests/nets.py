@@ -960,13 +960,123 @@ def upsampled() -> nn.Module:
 
 @zoo(
     rows((2, 4, 4)),
-    groups={"2[0:3]": 3, "2[3:6]": 3},
-    frozen={"0": "in 2 groups is a consumer that no rule covers"},
-    kill={"2[0:3]": "2.bias"},
-    homogeneous=frozenset({"2[0:3]", "2[3:6]"}),
+    groups={"0[0:3]": 3, "0[3:6]": 3, "2[0:3]": 3, "2[3:6]": 3},
+    frozen={"5": "output"},
+    kill={"0[0:3]": "0.bias", "2[0:3]": "2.bias"},
+    homogeneous=frozenset({"0[0:3]", "0[3:6]", "2[0:3]", "2[3:6]"}),
+    owned={
+        "0[0:3]": lambda u: [("0.weight", at[u]), ("0.bias", at[u]), ("2.weight", at[:3, u])],
+        "0[3:6]": lambda u: [("0.weight", at[3 + u]), ("0.bias", at[3 + u]), ("2.weight", at[3:, u])],
+        "2[0:3]": lambda u: [("2.weight", at[u]), ("2.bias", at[u]), ("5.weight", at[:, 4 * u : 4 * u + 4])],
+    },
 )
 def grouped_convolution() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 4, 2), ReLU(), nn.Conv2d(4, 6, 2, groups=2), ReLU(), nn.Flatten(), Linear(24, 3))
+    return nn.Sequential(nn.Conv2d(2, 6, 2), ReLU(), nn.Conv2d(6, 6, 2, groups=2), ReLU(), nn.Flatten(), Linear(24, 3))
+
+
+_MIXED = [0, 3, 1, 4, 2, 5]  # which channel stands where after a shuffle of two groups of three: 2 and 3 go over
+
+
+@zoo(
+    rows((2, 6)),
+    groups={
+        "stem[0:2]": 2,
+        "stem[2:4]": 2,
+        "first[0:2]": 2,
+        "first[4:6]": 2,
+        "last[0:4]": 4,
+        "last[4:8]": 4,
+    },
+    frozen={"first[2:3]": "one unit alone", "first[3:4]": "one unit alone", "out": "output"},
+    owned={
+        "first[0:2]": lambda u: [("first.weight", at[u]), ("first.bias", at[u]), ("last.weight", at[:4, [0, 2][u]])],
+        "first[4:6]": lambda u: [
+            ("first.weight", at[4 + u]),
+            ("first.bias", at[4 + u]),
+            ("last.weight", at[4:, [0, 2][u]]),
+        ],
+    },
+)
+def shuffled_between_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.tanh(m.first(torch.tanh(m.stem(x))))
+        return m.out(torch.tanh(m.last(h[:, _MIXED])).mean(2))
+
+    parts = {"first": nn.Conv1d(4, 6, 1, groups=2), "last": nn.Conv1d(6, 8, 3, groups=2), "out": Linear(8, 3)}
+    return Wire(forward, stem=nn.Conv1d(2, 4, 3), **parts)
+
+
+@zoo(
+    rows((2, 5, 5)),
+    groups={"stem": 8, "reduce[0:2]": 2, "reduce[2:4]": 2, "middle[0:2]": 2, "middle[2:4]": 2},
+    frozen={"out": "output"},
+    unfoldable={"reduce[0:2]": "pad"},
+    owned={
+        "stem": lambda u: [
+            *_linear("stem", "reduce", "out")(u),
+            *[("expand.weight", at[u]), ("expand.bias", at[u])],
+        ],
+        "reduce[2:4]": lambda u: [
+            ("reduce.weight", at[2 + u]),
+            ("reduce.bias", at[2 + u]),
+            ("middle.weight", at[2:, u]),
+        ],
+    },
+)
+def residual_block_in_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.stem(x))
+        return m.out((h + m.expand(F.elu(m.middle(F.elu(m.reduce(h)))))).mean((2, 3)))
+
+    return Wire(
+        forward,
+        stem=nn.Conv2d(2, 8, 2),
+        reduce=nn.Conv2d(8, 4, 1),
+        middle=nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        expand=nn.Conv2d(4, 8, 1),
+        out=Linear(8, 3),
+    )
+
+
+@zoo(
+    rows((2, 6)),
+    groups={"conv": 4},
+    frozen={"out": "output"},
+    owned={
+        "conv": lambda u: [
+            *[("conv.weight", at[u]), ("conv.bias", at[u])],
+            *[("depth.weight", at[2 * u : 2 * u + 2]), ("depth.bias", at[2 * u : 2 * u + 2])],
+            ("out.weight", at[:, 2 * u : 2 * u + 2]),
+        ]
+    },
+)
+def two_depthwise_kernels_a_channel() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(m.depth(F.relu(m.conv(x))).mean(2))
+
+    return Wire(forward, conv=nn.Conv1d(2, 4, 2), depth=nn.Conv1d(4, 8, 3, groups=4), out=Linear(8, 3))
+
+
+@zoo(
+    rows((2, 3, 3)),
+    groups={"conv": 4, "mixed": 4},
+    frozen={"out": "output"},
+    owned={"conv": lambda u: [*_linear("conv", "mixed")(u), ("up.weight", at[u]), ("up.bias", at[u])]},
+)
+def depthwise_transposed() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(F.relu(m.mixed(F.relu(m.up(m.conv(x))))).mean((2, 3)))
+
+    parts = {"up": nn.ConvTranspose2d(4, 4, 2, stride=2, groups=4), "mixed": nn.Conv2d(4, 4, 1), "out": Linear(4, 3)}
+    return Wire(forward, conv=nn.Conv2d(2, 4, 2), **parts)
+
+
+@zoo(rows((2, 3, 3)), frozen={"conv": "'up.weight' in 2 groups has no rule", "up": "", "out": "output"})
+def transposed_in_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(F.relu(m.up(m.conv(x))).mean((2, 3)))
+
+    return Wire(forward, conv=nn.Conv2d(2, 4, 2), up=nn.ConvTranspose2d(4, 4, 2, groups=2), out=Linear(4, 3))
 
 
 @zoo(rows((2, 3, 3)), either=True)
@@ -1638,7 +1748,7 @@ def masked_weights() -> nn.Module:
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
 
 
-@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": ""})
+@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": "a weight computed from 'out.weight'"})
 def masked_consumer() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = F.relu(m.fc2(F.relu(m.fc1(x))))
@@ -1646,6 +1756,39 @@ def masked_consumer() -> nn.Module:
 
     mask = (torch.rand(3, 6) > 0.3).float()
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
+
+
+def _noisy(m: Any, name: str, x: Tensor) -> Tensor:
+    """Fortunato et al. (2018): every weight is a mean plus a trained multiple of factorised noise."""
+    into, out = getattr(m, f"{name}_noise_in"), getattr(m, f"{name}_noise_out")
+    weight = getattr(m, f"{name}_mu") + getattr(m, f"{name}_sigma") * torch.outer(out, into)
+    return F.linear(x, weight, getattr(m, f"{name}_bias") + getattr(m, f"{name}_bias_sigma") * out)
+
+
+def _noisy_parts(name: str, into: int, out: int) -> dict[str, Tensor]:
+    matrices = {f"{name}_mu": weights(out, into), f"{name}_sigma": weights(out, into)}
+    vectors = {f"{name}_bias": nn.Parameter(torch.randn(out)), f"{name}_bias_sigma": nn.Parameter(torch.randn(out))}
+    return {**matrices, **vectors, f"{name}_noise_in": torch.randn(into), f"{name}_noise_out": torch.randn(out)}
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc1": 8},
+    frozen={
+        "fc2": "a weight computed from 'hidden_mu' and 'hidden_sigma'",
+        "hidden_mu": "as a whole",
+        "hidden_sigma": "as a whole",
+        "out_mu": "as a whole",
+    },
+    kill={"fc1": "fc1.bias"},
+)
+def noisy_layers() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc2(F.relu(m.fc1(x))))
+        return _noisy(m, "out", F.relu(_noisy(m, "hidden", h)))
+
+    parts = {**_noisy_parts("hidden", 6, 6), **_noisy_parts("out", 6, 3)}
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), **parts)
 
 
 @zoo(rows((5,)), either=True)
