@@ -76,7 +76,7 @@ def _free_product(
     known = labels.of(left), labels.of(right)
     reason = f"{short(op)} multiplies it by a matrix that is no parameter"
     if all(k is not None and bool((k > 0).any()) for k in known):
-        labels.mixed = True
+        labels.mix(known)
         if labels.blocks is None or not _mix(labels, known, inner, out):
             for mark in known:
                 labels.freeze(mark, reason)
