@@ -59,7 +59,7 @@ def _share(head: UnitGroup, group: UnitGroup) -> bool:
 def _all_told(tensor: Tensor, axis: Axis, groups: Sequence[UnitGroup]) -> bool:
     """Whether every entry along the axis belongs to some unit."""
     own = [a.index.flatten() for g in groups for a in g.incoming if a.name == axis.name and a.dim == axis.dim]
-    return len(torch.cat(own).unique()) == tensor.shape[axis.dim]
+    return len(torch.unique(torch.cat(own))) == tensor.shape[axis.dim]
 
 
 def _among(name: str, weights: Collection[str]) -> bool:
