@@ -19,7 +19,13 @@ def place(group: UnitGroup) -> Place:
 
 def beyond(blocks: Sequence[UnitGroup], groups: Sequence[UnitGroup]) -> list[UnitGroup]:
     """The exact groups among ``blocks`` that are none of ``groups``: heads."""
-    return [b for b in blocks if b.exact and not any(_same(b, g) for g in groups)]
+    found = [b for b in blocks if b.exact and not any(_same(b, g) for g in groups)]
+    return [head for head in found if not any(head.name == g.name for g in apart(groups, found))]
+
+
+def apart(groups: Sequence[UnitGroup], heads: Sequence[UnitGroup]) -> list[UnitGroup]:
+    """The groups that share no element with ``heads``."""
+    return [group for group in groups if not any(_share(head, group) for head in heads)]
 
 
 def with_heads(
@@ -29,8 +35,7 @@ def with_heads(
 
     ``still``: names that are frozen where heads are units. No element then belongs to units of two groups.
     """
-    parts = {g.name for g in groups if any(_share(head, g) for head in heads)}
-    kept = sorted([*heads, *(g for g in groups if g.name not in parts)], key=lambda group: group.first)
+    kept = sorted([*heads, *apart(groups, heads)], key=lambda group: group.first)
     made = {axis.name for head in heads for axis in head.incoming if _all_told(head.tensor(axis.name), axis, kept)}
     return kept, {name: why for name, why in frozen.items() if name in still or not _among(name, made)}
 

@@ -87,7 +87,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.blocks = blocks
-        self.mixed = False  # whether two activations that hold units were multiplied as matrices
+        self.mixed: set[int] = set()  # units in activations that were multiplied as matrices
         self.rows: dict[tuple[str, int], Rows] = {}
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
@@ -307,8 +307,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             unmeet = torch.isin(side, torch.tensor(self.moments_in(side[meet]), device=side.device))
             self.freeze(side[meet & unmeet], "")
             meet &= ~unmeet
-        for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
-            first, second = sorted((self._find(a), self._find(b)))
+        count = len(self._parents)
+        for pair in torch.unique(one[meet] * count + other[meet]).tolist():
+            first, second = sorted(map(self._find, divmod(pair, count)))
             self._parents[second] = first
         self._joined, self._roots = True, None
 
@@ -359,6 +360,18 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return []
         found: list[int] = torch.unique(labels[labels > 0]).tolist()
         return found
+
+    def mix(self, labels: Iterable[Tensor | None]) -> None:
+        """Note units in the two factors of a product of activations."""
+        for part in labels:
+            self.mixed.update(self._units_in(part))
+
+    @property
+    def hindered(self) -> bool:
+        """Whether something else keeps units from being edited that a product has mixed."""
+        roots = self.units
+        mixed = {int(roots[unit]) for unit in self.mixed}
+        return any(int(roots[unit]) in mixed for unit in (*self.frozen, *self.inexact))
 
     # -- what operations say -------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def _free_product(
     """No parameter takes part. Units may stand beside the contracted axis, along it only as one block."""
     known = labels.of(left), labels.of(right)
     if all(k is not None and bool((k > 0).any()) for k in known):
-        labels.mixed = True
+        labels.mix(known)
         if labels.blocks is None or not _mix(labels, known, inner, out):
             for mark, other in zip(known, (right, left), strict=True):
                 labels.freeze(mark, f"{short(op)} multiplies it by {labels.weight(other)}")

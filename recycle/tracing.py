@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
-from recycle.heads import beyond, place, with_heads
+from recycle.heads import apart, beyond, place, with_heads
 from recycle.labels import UNUSED, UnitLabels
 from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
 from recycle.rules import MOVES, RULES
@@ -46,21 +46,22 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
         dropout, reductions = bool(labels.seen & DROPOUT), labels.reductions
-        mixed, units = labels.mixed, labels.units
+        mixed, units = bool(labels.mixed), labels.units
         del labels  # with every activation of the calls
-        failed = prove(groups, module, calls, dropout=dropout, reductions=reductions)
-        kept = [group for group in groups if group.name not in failed]
-        for group in groups:
-            if group.name in failed:
-                _refuse(module, group.name, group.incoming, failed[group.name], frozen, {g.name for g in kept})
-        found: list[UnitGroup] = []
-        if heads and mixed:
-            blocks, still = _mixed_groups(module, calls, units)
-            found = beyond(blocks, groups)
-            failed = prove(found, module, calls, dropout=dropout, reductions=reductions)
-            found = [group for group in found if group.name not in failed]
-            kept, frozen = with_heads(found, kept, frozen, still)
-    later = _Later(module, calls, kept, found)
+        blocks, still = _mixed_groups(module, calls, units) if heads and mixed else ([], {})
+        whole = beyond(blocks, groups)
+        others = apart(groups, whole)
+        proved = partial(prove, module=module, calls=calls, dropout=dropout, reductions=reductions)
+        tried = proved([*whole, *others])
+        whole = [head for head in whole if head.name not in tried]
+        failed = {group.name: tried[group.name] for group in others if group.name in tried}
+        failed |= proved([g for g in apart(groups, whole) if g not in others])
+    kept = [group for group in groups if group.name not in failed]
+    for group in groups:
+        if group.name in failed:
+            _refuse(module, group.name, group.incoming, failed[group.name], frozen, {g.name for g in kept})
+    kept, frozen = with_heads(whole, kept, frozen, still)
+    later = _Later(module, calls, kept, whole)
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace = later.siblings, later.retrace
@@ -119,11 +120,11 @@ def _labelled(
 def _mixed_groups(module: nn.Module, calls: Sequence[Call], units: Tensor) -> tuple[list[UnitGroup], dict[str, str]]:
     """Groups where units that products of activations mix, such as queries and keys, are one: attention heads.
 
-    Whole rows of them may be mixed again, so runs follow until none brings more together.
+    What froze a part of a head (a rotation, a norm inside of it) may be right for the whole: another run tells.
     """
     for _ in range(_RUNS):
         labels, uses = _labelled(module, calls, units)
-        if torch.equal(labels.units, units):
+        if not labels.hindered or torch.equal(labels.units, units):
             return _groups(module, labels, uses)
         units = labels.units
     return [], {}
