@@ -89,7 +89,8 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
+        firing = any(name in ("silence", "rarity") for name in method.needs)
+        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every, firing=firing)
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -313,7 +314,7 @@ class Recycler:
             if isinstance(edit, (Split, Reset)) and not resizes(edit):
                 parent[list(edit.slots)] = torch.tensor(edit.parents or -1, dtype=torch.long)
         self._recycled_at[group.name][slots] = self._windows
-        self.tracker.born[group.name][slots] = self.tracker.passes
+        self.tracker.reborn(group, slots)
         if any(map(resizes, edits)):
             self._renumber(group, edits)
 

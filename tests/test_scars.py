@@ -22,6 +22,7 @@ RECYCLING = [name for name in METHODS if name != "monitor"]
 EAGER = {
     "gradient_cutoff": {"split": 0.02},
     "cbp": {"rate": 0.25, "maturity": 0},
+    "snr": {"eta": 0.5},
 }  # options with which a method acts wherever a unit is dead
 
 

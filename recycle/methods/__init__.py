@@ -21,6 +21,7 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
 from recycle.methods.selection import Units
+from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
 from recycle.names import did_you_mean
 from recycle.stats import Stats
@@ -49,6 +50,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mirror": Mirror,
     "redo": ReDo,
     "cbp": ContinualBackprop,
+    "snr": SelfNormalizedResets,
     "regrama": ReGraMa,
     "gradient_cutoff": GradientCutoff,
 }
