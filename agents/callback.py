@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ class RecycleCallback(BaseCallback):
                 continue
             found[network.name] = Recycler(
                 graph,
-                copy.deepcopy(self.method),  # what it remembers is of one network
+                _of(network, self.method),
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
@@ -291,6 +292,13 @@ class RecycleCallback(BaseCallback):
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
+def _of(network: Network, method: Method) -> Method:
+    """A copy: what a method remembers is of one network."""
+    own = copy.deepcopy(method)
+    found: Method = own.for_network(network.name) if hasattr(own, "for_network") else own
+    return found
+
+
 def _listed(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else [names] if isinstance(names, str) else list(names)
 
@@ -340,7 +348,7 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
     try:
         return kind(**dict(options or {}))
     except TypeError as error:
-        known = [f for f in getattr(kind, "__dataclass_fields__", {}) if f != "needs"]
+        known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
         raise ValueError(f"method {name!r} has the options {known or 'none'}, got {dict(options or {})}") from error
 
 

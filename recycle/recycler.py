@@ -179,7 +179,7 @@ class Recycler:
         groups, edits = {}, []
         certified = self._certified()
         for group in self.graph:
-            stats = self.tracker.stats(group, self.generator)
+            stats = self.tracker.stats(group, self.generator, self.events + 1)
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -211,14 +211,16 @@ class Recycler:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
             return f"warming up: {self.tracker.passes} of {self.warmup} updates"
+        if getattr(self.method, "lacks", ""):
+            return str(getattr(self.method, "lacks", ""))
         missing = [n for n in self.method.needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""
-        wanted = list(self.method(group, stats))
         held: dict[str, Any] = {"optimizers": self.optimizers, "targets": self.targets}
         try:
+            wanted = list(self.method(group, stats))
             for edit in wanted:
                 check(edit, group, **held)
             allowed, note = self._allowed(group, wanted)

@@ -53,6 +53,8 @@ class Stats:
     """Probability that the unit, alive, is silent for that long: the share of its inter-firing times that were longer.
     One more time is added, that decides where there were few: it is drawn from a geometric distribution whose mean is
     1 + the unit's, with the layer's mean as one of the unit's times. NaN where no method asked for it."""
+    event: int = 0
+    """Number of the event that asks, the first is 1; 0 outside of events."""
     updates: int = 0
     """Updates since the last event, sampled or not."""
     finite: bool = True

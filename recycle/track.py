@@ -297,7 +297,7 @@ class Tracker:
         windows = self._windows[group.name]
         return windows[0].latest if windows else None
 
-    def stats(self, group: UnitGroup, generator: torch.Generator | None = None) -> Stats:
+    def stats(self, group: UnitGroup, generator: torch.Generator | None = None, event: int = 0) -> Stats:
         """The group's window so far. This is the one place that waits for the device."""
         windows = self._windows[group.name]
         samples = min((w.count for w in windows), default=0)
@@ -315,6 +315,7 @@ class Tracker:
             age=(self.passes - self.born[group.name]).double(),
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
             outgoing_norm=_norm(group, group.outgoing, 1),
+            event=event,
             updates=self.passes - self._cleared_at,
             finite=finite,
             settled=_settled(group),

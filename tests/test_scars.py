@@ -18,7 +18,7 @@ from recycle import Fold, Recycler, Reset, Split
 from recycle.methods.redo import ReDo
 
 METHODS = sorted(recycle.METHODS)
-RECYCLING = [name for name in METHODS if name != "monitor"]
+RECYCLING = [name for name in METHODS if name not in ("monitor", "replay")]  # replay acts on a file's word alone
 EAGER = {
     "gradient_cutoff": {"split": 0.02},
     "cbp": {"rate": 0.25, "maturity": 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
+from recycle.methods.replay import Replay
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
 from recycle.stats import Stats
@@ -96,6 +98,7 @@ def test_the_built_in_methods() -> None:
         "snr": SelfNormalizedResets,
         "regrama": ReGraMa,
         "gradient_cutoff": GradientCutoff,
+        "replay": Replay,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
@@ -674,3 +677,118 @@ def test_inter_firing_times_move_with_the_units_of_a_resized_layer() -> None:
     assert record.state() is not None
     silent, total, times = record.state()  # type: ignore[misc]
     assert (silent.tolist(), total.tolist(), times.sum(1).tolist()) == ([1, 0], [1, 0], [1, 0])
+
+
+# ---------------------------------------------------------------- replay
+
+
+def line(event: int, network: str = "policy", **recycled: int) -> str:
+    """One event as a callback writes it."""
+    groups = {name: {"width": 6, "recycled": count} for name, count in recycled.items()}
+    return json.dumps({"step": 100 * event, "network": network, "event": event, "groups": groups, "edits": []})
+
+
+def written(folder: Path, *lines: str) -> str:
+    path = folder / "edits.jsonl"
+    path.write_text("".join(f"{text}\n" for text in lines))
+    return str(path)
+
+
+def at_event(number: int, seed: int = 0) -> Stats:
+    return dataclasses.replace(made(seed=seed, mean_abs=[1] * 6, maximum=[1] * 6), event=number)
+
+
+def test_replay_resets_as_many_random_units_as_the_other_run_recycled(tmp_path: Path) -> None:
+    method = Replay(written(tmp_path, line(1, layer=2, other=1), line(2, layer=0, other=3), line(4, layer=9, other=0)))
+    for event, layer, other in ((1, 2, 1), (2, 0, 3), (3, 0, 0), (4, 6, 0), (5, 0, 0)):  # 6 is the whole layer
+        for name, count in (("layer", layer), ("other", other)):
+            edits = method(Layer(6, name), at_event(event))
+            assert [len(set(edit.slots)) for edit in edits] == [count] * (count > 0)
+            assert all(isinstance(edit, Reset) and edit.birth is None for edit in edits)
+    drawn = {unit for seed in range(30) for unit in method(Layer(6), at_event(1, seed))[0].slots}
+    assert drawn == set(range(6))
+    assert method(Layer(6), at_event(1, 3)) == method(Layer(6), at_event(1, 3))
+
+
+def test_replay_of_one_of_several_networks(tmp_path: Path) -> None:
+    lines = [line(1, "actor", layer=1), line(1, "critic", layer=4)]
+    method = Replay(written(tmp_path, *lines))
+    with pytest.raises(recycle.NotRecyclable, match="has actor, critic; say which with network="):
+        method(Layer(6), at_event(1))
+    assert [len(method.for_network(n)(Layer(6), at_event(1))[0].slots) for n in ("actor", "critic")] == [1, 4]
+    assert Replay(method.path, network="critic").for_network("actor").network == "critic"  # as its user says
+    with pytest.raises(ValueError, match="has no network 'policy', only actor, critic"):
+        method.for_network("policy")
+
+
+def test_replay_without_a_file_says_so_and_does_nothing() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.ones(3, 2, dtype=torch.double)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), Replay())
+    with recycler.listening():
+        net(x)
+    report = recycler.step()
+    assert report.edits == () and report.groups["0"].note == "replay needs another run's file: path=.../edits.jsonl"
+
+
+def test_replay_of_a_run_of_another_network_says_so(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.ones(3, 2, dtype=torch.double)
+    method = Replay(written(tmp_path, line(1, fc1=1, fc2=1)))
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), method)
+    with recycler.listening():
+        net(x)
+    report = recycler.step()
+    assert report.edits == () and report.groups["0"].note.endswith("has no group '0', only fc1, fc2")
+
+
+def test_replay_of_a_recorded_run_recycles_the_same_numbers(tmp_path: Path) -> None:
+    """Events at which nothing could be done count as events too, or all later ones come too early."""
+
+    def run(method: Any) -> tuple[list[str], list[list[int]]]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+        x = torch.randn(32, 3, dtype=torch.double)
+        adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+        graph = recycle.trace(net, lambda: net(x))
+        recycler = recycle.Recycler(graph, method, optimizers=[adam], sample_every=1)
+        lines, counts = [], []
+        for event in range(5):
+            with torch.no_grad():
+                net[0].bias[:event] = -1e3
+                net[2].bias[event] = -1e3
+            if event != 1:  # no pass is seen in this window
+                with recycler.listening():
+                    net(x).sum().backward()
+                adam.step()
+            report = recycler.step()
+            lines.append(json.dumps({"step": event, "network": "policy", **report.to_dict()}))
+            counts.append([group.recycled for group in report.groups.values()])
+        return lines, counts
+
+    lines, counts = run(ReDo(tau=0.0))
+    assert sum(map(sum, counts)) > 8 and counts[1] == [0, 0]
+    assert run(Replay(written(tmp_path, *lines)))[1] == counts
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([], "holds no event"),
+        (["{"], "line 1 of .* is no event of an edits.jsonl \\(JSONDecodeError"),
+        (["[1]"], "line 1 of .* is no event .*TypeError"),
+        ([line(1, layer=1), '{"event": 2, "network": "policy"}'], "line 2 of .* is no event .*KeyError: 'groups'"),
+        (['{"event": 1, "network": "policy", "groups": {"layer": {}}}'], "KeyError: 'recycled'"),
+        ([line(1, layer=1), line(2, layer=1), line(1, layer=2)], "line 3 of .* is event 1 again: .* more than one run"),
+    ],
+)
+def test_a_file_that_replay_cannot_read_is_one_clear_error(tmp_path: Path, lines: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^replay: .*{reason}"):
+        Replay(written(tmp_path, *lines))
+
+
+def test_a_file_that_replay_cannot_find_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"replay cannot read .*edits\.jsonl: .*No such file"):
+        Replay(str(tmp_path / "edits.jsonl"))
+    with pytest.raises(ValueError, match="replay cannot read"):
+        Replay(str(tmp_path))
