@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ class RecycleCallback(BaseCallback):
                 continue
             found[network.name] = Recycler(
                 graph,
-                copy.deepcopy(self.method),  # what it remembers is of one network
+                _of(network, self.method),
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
@@ -293,6 +294,14 @@ class RecycleCallback(BaseCallback):
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
+def _of(network: Network, method: Any) -> Any:
+    """A copy of a method, or of each of several: what it remembers is of one network."""
+    if isinstance(method, (list, tuple)):
+        return [_of(network, one) for one in method]
+    own = copy.deepcopy(method)
+    return own.for_network(network.name) if hasattr(own, "for_network") else own
+
+
 def _listed(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else [names] if isinstance(names, str) else list(names)
 
@@ -368,7 +377,7 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMeth
     try:
         built: AnyMethod = kind(**dict(options or {}))
     except TypeError as error:
-        known = [f for f in getattr(kind, "__dataclass_fields__", {}) if f != "needs"]
+        known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
         raise ValueError(f"method {name!r} has the options {known or 'none'}, got {dict(options or {})}") from error
     return built
 

@@ -97,7 +97,8 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
+        firing = any(name in ("silence", "rarity") for m in self.methods if callable(m) for name in m.needs)
+        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every, firing=firing)
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -199,7 +200,7 @@ class Recycler:
         certified = self._certified()
         updates = self.tracker.updates
         for group in self.graph:
-            stats = all_stats[group.name] = self.tracker.stats(group, self.generator)
+            stats = all_stats[group.name] = self.tracker.stats(group, self.generator, self.events + 1)
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -280,15 +281,18 @@ class Recycler:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
             return f"warming up: {self.tracker.passes} of {self.warmup} updates"
+        for method in self.methods:
+            if getattr(method, "lacks", ""):
+                return str(getattr(method, "lacks", ""))
         needs = dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs)
         missing = [n for n in needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""
-        wanted = [edit for method in self.methods if callable(method) for edit in method(group, stats)]
         held: dict[str, Any] = {"optimizers": self.optimizers, "targets": self.targets}
         try:
+            wanted = [edit for method in self.methods if callable(method) for edit in method(group, stats)]
             for edit in wanted:
                 check(edit, group, **held)
             allowed, note = self._allowed(group, wanted)
@@ -386,7 +390,7 @@ class Recycler:
             if isinstance(edit, (Split, Reset)) and not resizes(edit):
                 parent[list(edit.slots)] = torch.tensor(edit.parents or -1, dtype=torch.long)
         self._recycled_at[group.name][slots] = self._windows
-        self.tracker.born[group.name][slots] = self.tracker.passes
+        self.tracker.reborn(group, slots)
         if any(map(resizes, edits)):
             self._renumber(group, edits)
 

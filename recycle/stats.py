@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from recycle.firing import Firing
 
 _KEPT = 256
 """Rows of activations kept of the latest sampled pass, for effective rank."""
@@ -44,6 +47,14 @@ class Stats:
     """L2 norm of the incoming weights."""
     outgoing_norm: Tensor
     """L1 norm of the outgoing weights: how much the consumers listen."""
+    silence: Tensor
+    """Sampled passes since the unit fired (was not zero), over events; NaN where no method asked for it."""
+    rarity: Tensor
+    """Probability that the unit, alive, is silent for that long: the share of its inter-firing times that were longer.
+    One more time is added, that decides where there were few: it is drawn from a geometric distribution whose mean is
+    1 + the unit's, with the layer's mean as one of the unit's times. NaN where no method asked for it."""
+    event: int = 0
+    """Number of the event that asks, the first is 1; 0 outside of events."""
     updates: int = 0
     """Updates since the last event, sampled or not."""
     finite: bool = True
@@ -91,9 +102,13 @@ class Window:
 
     A small pass is only copied into a buffer; moments are taken when that is full or read, and merged when the
     window is read. Nothing large is allocated on the way, which on a CPU costs more than all the sums.
+
+    Args:
+        firing: keep inter-firing times as well; they outlive the window.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, firing: bool = False) -> None:
+        self.firing = Firing() if firing else None
         self.buffer = self.scratch = torch.empty(0, 0)
         self.clear()
 
@@ -103,6 +118,16 @@ class Window:
         self.counts: list[int] = []
         self.moments: list[tuple[Tensor, ...]] = []  # fired, sum |a|, sum, squared deviations, min, max
         self._last: Tensor | None = None
+        if self.firing is not None:
+            self.firing.fade()
+
+    def following(self, order: Sequence[int]) -> Window:
+        """An empty one for the units after a resize, see :meth:`Firing.follow`; inter-firing times go along."""
+        new = Window()
+        if self.firing is not None:
+            self.firing.follow(order)
+            new.firing = self.firing
+        return new
 
     @property
     def latest(self) -> Tensor | None:
@@ -122,6 +147,7 @@ class Window:
             "counts": list(self.counts),
             "moments": moments,
             "latest": None if self.latest is None else _copied(self.latest),
+            "firing": None if self.firing is None else self.firing.state(),
         }
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
@@ -134,9 +160,13 @@ class Window:
             self._room_for(waiting)
             self._keep(waiting)
         self._last = None if state["latest"] is None else state["latest"].to(device, copy=True)
+        if self.firing is not None:
+            self.firing.load(state["firing"], device)
 
     def add(self, act: Tensor) -> None:
         """Add ``act`` of shape ``(values, width)``."""
+        if self.firing is not None:
+            self.firing.add(act)
         if act.numel() > _BUFFER:
             self._take_moments()
             self._last = _thinned(act).clone()
@@ -196,6 +226,7 @@ class Window:
             "variance": spread / self.count,
             "minimum": low,
             "maximum": high,
+            **({} if self.firing is None else self.firing.read()),
         }
 
 
@@ -260,5 +291,5 @@ def joined(seen: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     for other in seen[1:]:
         for key, value in other.items():
             if key != "mean":
-                result[key] = (torch.minimum if key == "minimum" else torch.maximum)(result[key], value)
+                result[key] = (torch.minimum if key in ("minimum", "silence") else torch.maximum)(result[key], value)
     return result

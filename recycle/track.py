@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 from recycle.graph import Axis, Graph, Observer, UnitGroup
 from recycle.stats import Gradients, Stats, Window, joined, largest, wide
 
+_MOMENTS = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum")
+
 
 class Tracker:
     """Hooks that keep a :class:`Stats` window for each group of a graph.
@@ -30,6 +32,7 @@ class Tracker:
         optimizers: their steps are where the gradients of incoming weights are read.
         sample_every: look at the passes of every so many updates; 1 sees all, 8 costs about a percent.
         training_only: False counts every pass, for looking at a network that is not being trained.
+        firing: keep the times between each unit's firings as well.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Tracker:
         optimizers: Sequence[Optimizer] = (),
         sample_every: int = 8,
         training_only: bool = True,
+        firing: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -72,7 +76,7 @@ class Tracker:
                 self.unobserved[group.name] = (
                     "a consumer is no Linear, Conv or last recurrent layer, so no hook sees what it reads"
                 )
-            self._windows[group.name] = [Window() for _ in (*points, *_norms(group, points))]
+            self._windows[group.name] = [Window(firing) for _ in (*points, *_norms(group, points))]
             self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
@@ -250,12 +254,19 @@ class Tracker:
             if rows:
                 seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 
+    def reborn(self, group: UnitGroup, units: Sequence[int]) -> None:
+        """These units were recycled: other ones stand in their places."""
+        self.born[group.name][list(units)] = self.passes
+        for window in self._windows[group.name]:
+            if window.firing is not None and units:
+                window.firing.follow([-1 if unit in units else unit for unit in range(len(self.born[group.name]))])
+
     def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
         """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
         old = torch.tensor(kept)
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
-        self._windows[group.name] = [Window() for _ in self._windows[group.name]]
+        self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
         self._detach(self._handles)
@@ -291,15 +302,15 @@ class Tracker:
         windows = self._windows[group.name]
         return windows[0].latest if windows else None
 
-    def stats(self, group: UnitGroup, generator: torch.Generator | None = None) -> Stats:
+    def stats(self, group: UnitGroup, generator: torch.Generator | None = None, event: int = 0) -> Stats:
         """The group's window so far. This is the one place that waits for the device."""
         windows = self._windows[group.name]
         samples = min((w.count for w in windows), default=0)
         nan = torch.full((group.width,), float("nan"), dtype=torch.double)
-        found = dict.fromkeys(("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum"), nan)
+        found = dict.fromkeys((*_MOMENTS, "silence", "rarity"), nan)
         finite = True
         if samples:
-            found = _active(group, [w.read() for w in windows], self._consumers[group.name])
+            found |= _active(group, [w.read() for w in windows], self._consumers[group.name])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
         return Stats(
             samples=samples,
@@ -309,6 +320,7 @@ class Tracker:
             age=(self.passes - self.born[group.name]).double(),
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
             outgoing_norm=_norm(group, group.outgoing, 1),
+            event=event,
             updates=self.updates,
             finite=finite,
             settled=_settled(group),

@@ -574,7 +574,7 @@ def test_no_method_touches_a_network_without_dead_units(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if ZOO[n].kill])
-@pytest.mark.parametrize("method", ["split", "mirror", "redo"])
+@pytest.mark.parametrize("method", ["split", "mirror", "redo", "snr"])
 def test_methods_name_the_dead_units_and_no_other(name: str, method: str) -> None:
     case = restored(name)
     enliven(case.net)
@@ -584,7 +584,7 @@ def test_methods_name_the_dead_units_and_no_other(name: str, method: str) -> Non
     with torch.no_grad():
         for group, parameter in case.spec.kill.items():
             case.net.get_parameter(parameter)[dead[group]] = -1e3
-    optimizer = torch.optim.SGD(case.net.parameters(), lr=1e-6)
+    optimizer = torch.optim.SGD(case.net.parameters(), lr=0.0)
     kwargs = {"noise": 0.0} if method == "split" else {}
     found = recycle.find(method)(**kwargs)
     recycler = recycle.Recycler(case.graph, found, optimizers=[optimizer], generator=seeded(), sample_every=1)

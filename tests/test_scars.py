@@ -18,10 +18,11 @@ from recycle import Fold, Recycler, Reset, Split
 from recycle.methods.redo import ReDo
 
 METHODS = sorted(name for name in recycle.METHODS if callable(recycle.find(name)()))  # those that edit units
-RECYCLING = [name for name in METHODS if name != "monitor"]
+RECYCLING = [name for name in METHODS if name not in ("monitor", "replay")]  # replay acts on a file's word alone
 EAGER = {
     "gradient_cutoff": {"split": 0.02},
     "cbp": {"rate": 0.25, "maturity": 0},
+    "snr": {"eta": 0.5},
 }  # options with which a method acts wherever a unit is dead
 
 

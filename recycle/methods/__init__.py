@@ -25,8 +25,10 @@ from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
+from recycle.methods.replay import Replay
 from recycle.methods.selection import Units
 from recycle.methods.shrink_perturb import ShrinkPerturb
+from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
 from recycle.names import did_you_mean
 from recycle.stats import Stats
@@ -35,7 +37,10 @@ from recycle.stats import Stats
 class Method(Protocol):
     """What a recycler needs of a method. No base class, no registration.
 
-    One that remembers something from event to event also has ``state_dict()`` and ``load_state_dict(state)``.
+    One that remembers something from event to event also has ``state_dict()`` and ``load_state_dict(state)``; one that
+    cannot do without an option names it in ``lacks`` (an empty string: nothing is missing); one that differs from
+    network to network of a model has ``for_network(name)``, which returns a method. A call may raise
+    :class:`recycle.NotRecyclable`: then nothing is done, and the report says why.
     """
 
     @property
@@ -72,11 +77,13 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "mirror": Mirror,
     "redo": ReDo,
     "cbp": ContinualBackprop,
+    "snr": SelfNormalizedResets,
     "regrama": ReGraMa,
     "gradient_cutoff": GradientCutoff,
     "shrink_perturb": ShrinkPerturb,
     "l2_init": L2Init,
     "layer_reset": LayerReset,
+    "replay": Replay,
 }
 """The built-in methods by their names on the command line."""
 

@@ -50,16 +50,19 @@ def match(group: Units, stats: Stats, tau: float, by: Parent) -> tuple[list[int]
 
 
 def idle(group: Units, stats: Stats, tau: float) -> Tensor:
-    """Units to recycle, the deadest first: dead ones, and with ``tau`` > 0 those whose score is at most ``tau``.
-
-    A dead unit whose constant is not zero is left out where it cannot be folded into its consumers' biases (yet:
-    behind a BatchNorm whose running statistics still move): overwriting it would change the output.
-    """
-    loose = torch.zeros_like(stats.dead) if stats.settled is None else ~stats.settled
-    stuck = stats.dead & (stats.maximum != 0) & (loose | (group.why_not_foldable != ""))
-    chosen = (stats.dead & ~stuck) | (~stats.dead & (stats.score <= tau) & (tau > 0))
+    """Units to recycle, the deadest first: dead ones, and with ``tau`` > 0 those whose score is at most ``tau``."""
+    chosen = (stats.dead & ~stuck(group, stats)) | (~stats.dead & (stats.score <= tau) & (tau > 0))
     units = chosen.nonzero()[:, 0]
     return units[torch.argsort(stats.score[units], stable=True)]
+
+
+def stuck(group: Units, stats: Stats) -> Tensor:
+    """Dead units whose constant is not zero and cannot be folded into their consumers' biases: ``(width,)``, bool.
+
+    Or cannot yet: behind a BatchNorm whose running statistics still move. Overwriting one would change the output.
+    """
+    loose = torch.zeros_like(stats.dead) if stats.settled is None else ~stats.settled
+    return stats.dead & (stats.maximum != 0) & (loose | (group.why_not_foldable != ""))
 
 
 def fold(group: Units, stats: Stats, units: Tensor) -> list[Fold]:

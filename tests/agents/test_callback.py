@@ -995,3 +995,31 @@ def test_rows_of_the_log_stay_whole(tmp_path):
     events = [row for row in rows["with"] if not row["time/iterations"]]
     assert all(row["recycle/policy/dead"] and row["time/total_timesteps"] for row in events)
     assert len(events) == 5
+
+
+def test_replay_of_another_run_network_by_network(tmp_path):
+    """SAC's actor and critic are traced apart; each replays its own lines."""
+    counts = {}
+    for run, options in (
+        ("first", {"method": "redo", "method_kwargs": {"tau": 0.3}}),
+        ("second", {"method": "replay", "method_kwargs": {"path": str(tmp_path / "first.jsonl")}}),
+    ):
+        model = SAC(
+            "MlpPolicy",
+            "Pendulum-v1",
+            learning_starts=20,
+            tau=1.0,
+            policy_kwargs={"net_arch": [16, 16]},
+            seed=0,
+            device="cpu",
+        )
+        callback = RecycleCallback(every=40, edits=tmp_path / f"{run}.jsonl", **options)
+        model.learn(200, callback=callback)
+        counts[run] = [
+            (name, group, seen.recycled)
+            for reports in callback.reports
+            for name, report in reports.items()
+            for group, seen in report.groups.items()
+        ]
+    assert counts["first"] == counts["second"]
+    assert sum(n for *_, n in counts["first"]) > 0

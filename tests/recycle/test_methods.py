@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch import nn
 import recycle
 from recycle import Fold, Prune, Reset, Split
 from recycle.births import mirror
+from recycle.firing import Firing
 from recycle.methods import METHODS, find
 from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.gradient_cutoff import GradientCutoff
@@ -26,7 +28,9 @@ from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
+from recycle.methods.replay import Replay
 from recycle.methods.shrink_perturb import ShrinkPerturb
+from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
 from recycle.stats import Stats
 
@@ -71,7 +75,7 @@ def made(samples: int = 10, seed: int = 0, **given: list[float]) -> Stats:
     """Statistics by hand; what is not given is zero."""
     width = len(next(iter(given.values())))
     names = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum", "gradient", "weight_gradient", "age",
-             "incoming_norm", "outgoing_norm")  # fmt: skip
+             "incoming_norm", "outgoing_norm", "silence", "rarity")  # fmt: skip
     values = dict.fromkeys(names, [0.0] * width) | given
     generator = torch.Generator().manual_seed(seed)
     tensors = {k: torch.tensor(v, dtype=torch.double) for k, v in values.items()}
@@ -94,9 +98,11 @@ def test_the_built_in_methods() -> None:
     assert {
         "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo,
         "cbp": ContinualBackprop,
+        "snr": SelfNormalizedResets,
         "regrama": ReGraMa,
         "gradient_cutoff": GradientCutoff,
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
+        "replay": Replay,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
@@ -266,6 +272,8 @@ def test_equal_decisions_compare_equal(cap: float) -> None:
         (lambda: Mirror(parent="best"), "best"),  # type: ignore[arg-type]
         (lambda: ReDo(tau=-0.1), "tau >= 0, got tau=-0.1"),
         (lambda: ReDo(tau=math.inf), "got tau=inf"),
+        (lambda: SelfNormalizedResets(eta=1.0), "eta in .*got eta=1.0"),
+        (lambda: SelfNormalizedResets(eta=math.nan), "got eta=nan"),
         (lambda: Random(count=-1), "count >= 0 units, got count=-1"),
     ],
 )
@@ -502,3 +510,289 @@ def test_cbp_keeps_the_mean_of_what_it_removes() -> None:
     report = recycler.step()
     assert recycler.state_dict()["method"] == {"owed": {"0": 0.0}}
     assert report.recycled == 6
+
+
+# ---------------------------------------------------------------- self-normalized resets
+
+
+def test_snr_resets_units_whose_silence_cannot_be_chance_the_least_likely_first() -> None:
+    stats = made(silence=[0, 30, 4, 9, 2], rarity=[1, 0.008, 0.4, 0.0, 0.02], maximum=[1, 1, 1, 0, 1])
+    assert SelfNormalizedResets()(Layer(5), stats) == [Reset([3, 1])]
+    assert SelfNormalizedResets(eta=0.02)(Layer(5), stats) == [Reset([3, 1, 4])]
+    assert SelfNormalizedResets(eta=0.0)(Layer(5), stats) == [Reset([3])]
+
+
+def test_snr_folds_constants_and_leaves_alone_what_it_cannot_fold() -> None:
+    stats = made(silence=[9, 9, 0], rarity=[0, 0, 1], mean=[0.5, 0, 1], minimum=[0.5, 0, 0], maximum=[0.5, 0, 2])
+    assert SelfNormalizedResets()(Layer(3), stats) == [Fold([0], [0.5]), Reset([0, 1])]
+    assert SelfNormalizedResets()(Layer(3, why_not_foldable="no bias"), stats) == [Reset([1])]
+
+
+def firing_net() -> tuple[nn.Module, Any]:
+    """Unit u of the layer fires in a pass if entry u of its only sample is 1."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3))
+        net[0].bias.zero_()
+        net[2].weight.fill_(1.0)
+    return net, lambda *on: torch.tensor([[float(u in on) for u in range(3)]], dtype=torch.double)
+
+
+def born_dead(name: str, tensor: torch.Tensor, generator: Any) -> None:
+    tensor.fill_(-1.0)
+
+
+def test_snr_by_hand() -> None:
+    """Unit 0 fires always, unit 1 every third pass, unit 2 did always and is silent for the last 3 passes."""
+    net, x = firing_net()
+    adam = torch.optim.Adam(net.parameters(), lr=0.0)
+    method = SelfNormalizedResets(eta=0.02)
+    recycler = recycle.Recycler(
+        recycle.trace(net, lambda: net(x(0, 1, 2))), method, optimizers=[adam], sample_every=1, init=born_dead
+    )
+
+    def train(*on: int) -> None:
+        with recycler.listening():
+            net(x(*on)).sum().backward()
+        adam.step()
+
+    for step in range(10):
+        train(*([0, 1, 2] if step % 3 == 0 else [0, 2]))
+    for _ in range(3):
+        train(0)
+    stats = recycler.tracker.stats(recycler.graph["0"])
+    # 13 passes. Times between firings: thirteen 1s; 1, 3, 3, 3; ten 1s
+    assert stats.silence.tolist() == [0, 3, 3]
+    usual = (13 + 10 + 10) / (13 + 4 + 10)  # passes between firings, of the layer
+    mean = [(10 + usual) / (4 + 1), (10 + usual) / (10 + 1)]
+    expected = [1.0, (mean[0] / (1 + mean[0])) ** 3 / (4 + 1), (mean[1] / (1 + mean[1])) ** 3 / (10 + 1)]
+    assert stats.rarity.tolist() == pytest.approx(expected, rel=1e-6)
+    assert expected[2] < 0.02 and 0.05 < expected[1] < 0.1  # a time of 4 would be unusual for unit 1 as well
+    moments = [adam.state[p]["exp_avg_sq"] for p in (net[0].weight, net[2].weight)]
+    kept = [net[0].weight[:2].clone(), moments[0][:2].clone(), moments[1][:, :2].clone()]
+    report = recycler.step()
+    assert report.edits == (("0", Reset([2])),)
+    assert net[2].weight.tolist() == [[1, 1, 0]] and net[0].weight[2].tolist() == [-1, -1, -1]
+    assert not moments[0][2].any() and not moments[1][:, 2].any()
+    now = [net[0].weight[:2], moments[0][:2], moments[1][:, :2]]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)) and all(m.any() for m in kept)
+    assert adam.state[net[0].weight]["step"] == 13
+    train()
+    stats = recycler.tracker.stats(recycler.graph["0"])
+    assert stats.silence.tolist() == [1, 4, 1]  # who stays keeps the past, a newborn has none
+    usual = (13 + 10) / (13 + 4)
+    assert stats.rarity[2].item() == pytest.approx(usual / (1 + usual), rel=1e-6)
+
+
+def test_snr_lets_a_unit_that_fires_rarely_be_silent_for_long() -> None:
+    net, x = firing_net()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.0)
+    graph = recycle.trace(net, lambda: net(x(0, 1, 2)))
+    recycler = recycle.Recycler(graph, SelfNormalizedResets(), optimizers=[sgd], sample_every=1)
+    found = []
+    for step in range(200):
+        on = [0, *[1] * (step % 40 == 0), *[2] * (step < 170)]
+        with recycler.listening():
+            net(x(*on)).sum().backward()
+        sgd.step()
+        if step % 100 == 99:  # the inter-firing times outlive the windows of these events
+            found.append([list(edit.slots) for _, edit in recycler.step().edits])
+    assert found == [[], [[2]]]  # units 1 and 2 are both silent for 30 passes or more; unit 1 always was
+
+
+def test_snr_counts_firings_in_successive_passes_and_no_silence_that_a_reset_ended() -> None:
+    """The authors' code cuts the first bin of its histogram off and enters each reset as if the unit had fired.
+
+    Then the unit below would have known only silences, so that none is unusual, and the silences that resets ended
+    would have become the habit of the next unit in its place.
+    """
+    net, x = firing_net()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.0)
+    graph = recycle.trace(net, lambda: net(x(0, 1, 2)))
+    recycler = recycle.Recycler(graph, SelfNormalizedResets(eta=0.03), optimizers=[sgd], sample_every=1, init=born_dead)
+
+    def train(*on: int) -> None:
+        with recycler.listening():
+            net(x(*on)).sum().backward()
+        sgd.step()
+
+    for step in range(200):
+        train(0, 1, *[2] * (step % 50 != 49))
+    usual = (200 + 200 + 199) / (200 + 200 + 196)
+    mean = (199 + usual) / (196 + 1)  # 193 times of 1 and 3 of 2; the last pass was silent, so this is the fourth
+    rarity = recycler.tracker.stats(graph["0"]).rarity[2].item()
+    assert rarity == pytest.approx((3 + mean / (1 + mean)) / (196 + 1), rel=1e-5)
+    for _ in range(4):
+        assert recycler.step().edits == (("0", Reset([2])),)
+        for _ in range(6):
+            train(0, 1)
+
+
+@pytest.mark.parametrize("fires", [0.9, 0.5, 0.1, "in bursts"])
+def test_snr_resets_live_units_no_more_often_than_it_says(fires: Any) -> None:
+    """Units that are silent for 49 passes at a time, once in 20 firings, are no exception: they do it too often."""
+    generator, eta, width = torch.Generator().manual_seed(0), 0.02, 100
+    record, left = Firing(), torch.zeros(width)
+    alarms = firings = 0
+    before = torch.zeros(width, dtype=torch.bool)
+    for step in range(1500):
+        draw = torch.rand(width, generator=generator)
+        fired = left <= 0 if fires == "in bursts" else draw < fires
+        left = torch.where(fired, 49.0 * (draw < 0.05), left - 1)
+        record.add(fired[None].float())
+        if step >= 700:
+            seen = record.read()
+            alarm = (seen["rarity"] <= eta) & (seen["silence"] > 0)
+            alarms += int((alarm & ~before).sum())
+            firings += int(fired.sum())
+            before = (before | alarm) & ~fired
+    assert alarms <= eta * firings
+
+
+def test_snr_finds_a_layer_that_never_fired() -> None:
+    record = Firing()
+    for _ in range(7):
+        record.add(torch.zeros(4, 3))
+    assert record.read()["rarity"].tolist() == [2**-7] * 3
+
+
+def test_inter_firing_times_fade() -> None:
+    record = Firing()
+    for _ in range(3000):
+        record.add(torch.ones(1, 2))
+    record.fade()
+    assert record.times.sum(1).tolist() == pytest.approx([1024, 1024])
+    assert record.total.tolist() == pytest.approx([1024, 1024])
+    for step in range(6000):  # from now on every third pass
+        record.add(torch.full((1, 2), float(step % 3 == 2)))
+        if step % 600 == 599:
+            record.fade()
+    assert record.read()["rarity"].tolist() == [1, 1]
+    record.add(torch.zeros(1, 2))
+    record.add(torch.zeros(1, 2))
+    assert record.read()["rarity"][0] > 0.8  # two silent passes are usual now
+
+
+def test_inter_firing_times_move_with_the_units_of_a_resized_layer() -> None:
+    record = Firing()
+    for on in ([1.0, 1, 0], [1.0, 0, 0]):
+        record.add(torch.tensor([on]))
+    record.follow([1, -1])
+    assert record.state() is not None
+    silent, total, times = record.state()  # type: ignore[misc]
+    assert (silent.tolist(), total.tolist(), times.sum(1).tolist()) == ([1, 0], [1, 0], [1, 0])
+
+
+# ---------------------------------------------------------------- replay
+
+
+def line(event: int, network: str = "policy", **recycled: int) -> str:
+    """One event as a callback writes it."""
+    groups = {name: {"width": 6, "recycled": count} for name, count in recycled.items()}
+    return json.dumps({"step": 100 * event, "network": network, "event": event, "groups": groups, "edits": []})
+
+
+def written(folder: Path, *lines: str) -> str:
+    path = folder / "edits.jsonl"
+    path.write_text("".join(f"{text}\n" for text in lines))
+    return str(path)
+
+
+def at_event(number: int, seed: int = 0) -> Stats:
+    return dataclasses.replace(made(seed=seed, mean_abs=[1] * 6, maximum=[1] * 6), event=number)
+
+
+def test_replay_resets_as_many_random_units_as_the_other_run_recycled(tmp_path: Path) -> None:
+    method = Replay(written(tmp_path, line(1, layer=2, other=1), line(2, layer=0, other=3), line(4, layer=9, other=0)))
+    for event, layer, other in ((1, 2, 1), (2, 0, 3), (3, 0, 0), (4, 6, 0), (5, 0, 0)):  # 6 is the whole layer
+        for name, count in (("layer", layer), ("other", other)):
+            edits = method(Layer(6, name), at_event(event))
+            assert [len(set(edit.slots)) for edit in edits] == [count] * (count > 0)
+            assert all(isinstance(edit, Reset) and edit.birth is None for edit in edits)
+    drawn = {unit for seed in range(30) for unit in method(Layer(6), at_event(1, seed))[0].slots}
+    assert drawn == set(range(6))
+    assert method(Layer(6), at_event(1, 3)) == method(Layer(6), at_event(1, 3))
+
+
+def test_replay_of_one_of_several_networks(tmp_path: Path) -> None:
+    lines = [line(1, "actor", layer=1), line(1, "critic", layer=4)]
+    method = Replay(written(tmp_path, *lines))
+    with pytest.raises(recycle.NotRecyclable, match="has actor, critic; say which with network="):
+        method(Layer(6), at_event(1))
+    assert [len(method.for_network(n)(Layer(6), at_event(1))[0].slots) for n in ("actor", "critic")] == [1, 4]
+    assert Replay(method.path, network="critic").for_network("actor").network == "critic"  # as its user says
+    with pytest.raises(ValueError, match="has no network 'policy', only actor, critic"):
+        method.for_network("policy")
+
+
+def test_replay_without_a_file_says_so_and_does_nothing() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.ones(3, 2, dtype=torch.double)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), Replay())
+    with recycler.listening():
+        net(x)
+    report = recycler.step()
+    assert report.edits == () and report.groups["0"].note == "replay needs another run's file: path=.../edits.jsonl"
+
+
+def test_replay_of_a_run_of_another_network_says_so(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.ones(3, 2, dtype=torch.double)
+    method = Replay(written(tmp_path, line(1, fc1=1, fc2=1)))
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(x)), method)
+    with recycler.listening():
+        net(x)
+    report = recycler.step()
+    assert report.edits == () and report.groups["0"].note.endswith("has no group '0', only fc1, fc2")
+
+
+def test_replay_of_a_recorded_run_recycles_the_same_numbers(tmp_path: Path) -> None:
+    """Events at which nothing could be done count as events too, or all later ones come too early."""
+
+    def run(method: Any) -> tuple[list[str], list[list[int]]]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+        x = torch.randn(32, 3, dtype=torch.double)
+        adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+        graph = recycle.trace(net, lambda: net(x))
+        recycler = recycle.Recycler(graph, method, optimizers=[adam], sample_every=1)
+        lines, counts = [], []
+        for event in range(5):
+            with torch.no_grad():
+                net[0].bias[:event] = -1e3
+                net[2].bias[event] = -1e3
+            if event != 1:  # no pass is seen in this window
+                with recycler.listening():
+                    net(x).sum().backward()
+                adam.step()
+            report = recycler.step()
+            lines.append(json.dumps({"step": event, "network": "policy", **report.to_dict()}))
+            counts.append([group.recycled for group in report.groups.values()])
+        return lines, counts
+
+    lines, counts = run(ReDo(tau=0.0))
+    assert sum(map(sum, counts)) > 8 and counts[1] == [0, 0]
+    assert run(Replay(written(tmp_path, *lines)))[1] == counts
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([], "holds no event"),
+        (["{"], "line 1 of .* is no event of an edits.jsonl \\(JSONDecodeError"),
+        (["[1]"], "line 1 of .* is no event .*TypeError"),
+        ([line(1, layer=1), '{"event": 2, "network": "policy"}'], "line 2 of .* is no event .*KeyError: 'groups'"),
+        (['{"event": 1, "network": "policy", "groups": {"layer": {}}}'], "KeyError: 'recycled'"),
+        ([line(1, layer=1), line(2, layer=1), line(1, layer=2)], "line 3 of .* is event 1 again: .* more than one run"),
+    ],
+)
+def test_a_file_that_replay_cannot_read_is_one_clear_error(tmp_path: Path, lines: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^replay: .*{reason}"):
+        Replay(written(tmp_path, *lines))
+
+
+def test_a_file_that_replay_cannot_find_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"replay cannot read .*edits\.jsonl: .*No such file"):
+        Replay(str(tmp_path / "edits.jsonl"))
+    with pytest.raises(ValueError, match="replay cannot read"):
+        Replay(str(tmp_path))

@@ -20,7 +20,8 @@ def made(samples: int = 10, **given: list[float]) -> Stats:
     zero, nan = [0.0] * width, [math.nan] * width
     names = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum", "age", "incoming_norm",
              "outgoing_norm")  # fmt: skip
-    values = {n: zero for n in names} | {"gradient": nan, "weight_gradient": nan} | given
+    unseen = ("gradient", "weight_gradient", "silence", "rarity")
+    values = {n: zero for n in names} | {n: nan for n in unseen} | given
     return Stats(samples=samples, **{k: torch.tensor(v, dtype=torch.double) for k, v in values.items()})
 
 
