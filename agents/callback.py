@@ -20,9 +20,12 @@ from torch import nn
 
 import recycle
 from agents.elastic import remember_widths
+from agents.injected import remember_injection
 from agents.networks import Network, networks_of
 from recycle import Graph, Recycler, Report
 from recycle.edits import resizes
+from recycle.interventions import Inject
+from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.together import check_together
 from recycle.names import did_you_mean
 from recycle.recycler import AnyMethod
@@ -127,6 +130,8 @@ class RecycleCallback(BaseCallback):
         Raises:
             ValueError: nothing can be recycled in this model, with the reasons.
         """
+        if hasattr(model, "cg_max_steps") and PlasticityInjection in _kinds(self.method):
+            raise ValueError("TRPO differentiates by every parameter, and plasticity_injection freezes some. Use PPO")
         networks = networks_of(model)
         watched = [network for network in networks if network.name in self.recyclers]
         if self._owner is model and all(self.recyclers[n.name].optimizers == n.optimizers for n in watched):
@@ -197,11 +202,15 @@ class RecycleCallback(BaseCallback):
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
-                certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
+                certify=None if network.box is None else partial(self._certify, network),
                 generator=torch.Generator().manual_seed(self.seed + number),
                 **self.options,  # type: ignore[arg-type]
             )
         return found
+
+    def _certify(self, network: Network) -> dict[str, torch.Tensor]:
+        assert network.box is not None
+        return recycle.certify(self.recyclers[network.name].graph, *network.box)
 
     # -- an event ------------------------------------------------------------------------------------------
 
@@ -216,6 +225,8 @@ class RecycleCallback(BaseCallback):
                 print(f"{name}, step {self.num_timesteps}: {report}")
         if any(resizes(edit) for report in reports.values() for _, edit in report.edits):
             remember_widths(self.model)
+        if any(isinstance(made, Inject) for report in reports.values() for made in report.interventions):
+            remember_injection(self.model)
         self._write_edits(reports)
         self._save()
         infos = self.locals.get("infos")
@@ -287,6 +298,10 @@ class RecycleCallback(BaseCallback):
             return
         self._last_event, self._since = state["last_event"], state["since"]
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
+
+
+def _kinds(method: AnyMethod | Sequence[AnyMethod]) -> list[type]:
+    return [type(each) for each in (method if isinstance(method, (list, tuple)) else [method])]
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:

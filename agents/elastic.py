@@ -57,7 +57,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
 def elastic(*args: Any, base_class: type[BasePolicy], shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> BasePolicy:
     """A policy of ``base_class`` whose parameters and buffers have these shapes; stands for it as a policy class."""
     policy = base_class(*args, **kwargs)
-    reshape(policy, shapes, _optimizers(policy))
+    reshape(policy, shapes, optimizers_of(policy))
     return policy
 
 
@@ -115,6 +115,7 @@ def _shapes(policy: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in (*policy.named_parameters(), *policy.named_buffers())}
 
 
-def _optimizers(policy: nn.Module) -> list[Optimizer]:
+def optimizers_of(policy: nn.Module) -> list[Optimizer]:
+    """The optimizers that a policy and its networks hold."""
     held = (getattr(module, "optimizer", None) for module in policy.modules())
     return [optimizer for optimizer in held if isinstance(optimizer, Optimizer)]

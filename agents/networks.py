@@ -62,7 +62,7 @@ class Network:
                 frozen[group.name] = reason
             else:
                 kept.append(group)
-        return Graph(self.module, kept, frozen)
+        return Graph(self.module, kept, frozen, self.calls, self.trace)
 
 
 def _of_part(reasons: Mapping[str, str], name: str) -> str:

@@ -18,7 +18,8 @@ from recycle.anchor import Anchor
 from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
-from recycle.interventions import Intervention, Renew
+from recycle.injection import inject
+from recycle.interventions import Inject, Intervention, Renew
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
@@ -101,14 +102,17 @@ class Recycler:
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
-        self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
-        self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
-        self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
-        self._firing: dict[str, Tensor] = {}
+        self._open_books()
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._handle: Any = None
         self._anchors = self._anchored()
+
+    def _open_books(self) -> None:
+        self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in self.graph}
+        self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in self.graph}
+        self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in self.graph}
+        self._firing: dict[str, Tensor] = {}
 
     @property
     def methods(self) -> tuple[AnyMethod, ...]:
@@ -238,14 +242,39 @@ class Recycler:
                     notes.append(f"{type(wanted).__name__} of {', '.join(twice)}: changed at this event already")
                     continue
                 try:
-                    intervene(wanted, self.graph, optimizers=self.optimizers, targets=self.targets,
-                              generator=self.generator, init=self.init)  # fmt: skip
+                    self._change_layers(wanted)
                 except NotRecyclable as error:
                     notes.append(str(error))
                     continue
                 made.append(wanted)
                 taken |= set(wanted.layers)
         return made, "; ".join(notes)
+
+    def _change_layers(self, wanted: Intervention) -> None:
+        how: dict[str, Any] = {"optimizers": self.optimizers, "generator": self.generator, "init": self.init}
+        if not isinstance(wanted, Inject):
+            intervene(wanted, self.graph, targets=self.targets, **how)
+            return
+        if self.graph.again is None:
+            raise NotRecyclable("an injected network must be traced again: pass what recycle.trace returned")
+        attached = self.tracker.attached
+        self.tracker.detach()  # its hooks stand on the layers that go
+        try:
+            inject(self.graph, targets=[module for module, _ in self.targets], **how)
+            self._begin_anew(self.graph.again())
+        finally:
+            if attached:
+                self.tracker.attach()
+
+    def _begin_anew(self, found: Graph) -> None:
+        """Watch the groups of a network whose layers are others now: those watched before, and the new head's."""
+        before = {group.name for group in self.graph}
+        kept = [group.name for group in found if group.name.replace(".new", "") in before]
+        steps = self.tracker.state_dict()
+        self.graph = found.select(kept)
+        self.tracker = Tracker(self.graph, optimizers=self.optimizers, sample_every=self.tracker.sample_every)
+        self.tracker.count_on(steps)
+        self._open_books()
 
     def _renewed(self, interventions: Sequence[Intervention]) -> list[str]:
         """Groups whose layers begin anew, and with them their units' ages."""

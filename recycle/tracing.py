@@ -38,7 +38,7 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
         raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
-    with _undisturbed(module):
+    with undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
         dropout = bool(labels.seen & DROPOUT)
@@ -52,7 +52,7 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace = later.siblings, later.retrace
-    return Graph(module, kept, frozen)
+    return Graph(module, kept, frozen, calls, lambda: trace(module, *calls))
 
 
 class _Later:
@@ -65,15 +65,15 @@ class _Later:
         return self.groups
 
     def homogeneous(self, group: UnitGroup) -> bool:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             return prove_homogeneous(group, self.module, self.calls)
 
     def resizable(self, group: UnitGroup) -> str:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             return prove_resizable(group, self.module, self.calls)
 
     def retrace(self) -> Sequence[UnitGroup]:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             labels, uses = _labelled(self.module, self.calls)
             return _groups(self.module, labels, uses)[0]
 
@@ -94,7 +94,7 @@ def _labelled(module: nn.Module, calls: Sequence[Call]) -> tuple[UnitLabels, Cou
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run calls and leave no mark: random states, buffers and flags come back; fused kernels stay off."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None

@@ -25,6 +25,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,6 +34,7 @@ from torch import nn
 
 import recycle
 from agents import RecycleCallback, attach
+from agents.algorithms import algorithm_of
 
 torch.set_num_threads(1)
 
@@ -220,6 +222,38 @@ def test_a_model_with_whole_network_methods_goes_on_where_it_was_saved(tmp_path,
     assert whole.num_timesteps == again.num_timesteps == 512
     made = [lines(tmp_path / f"{name}.jsonl") for name in ("whole", "part")]
     assert [line.get("interventions") for line in made[0]] == [line.get("interventions") for line in made[1]]
+
+
+@pytest.mark.parametrize(("make", "kind", "name"), [(ppo, PPO, "policy"), (dqn, DQN, "q_net")])
+def test_an_injected_model_is_saved_loaded_and_goes_on(tmp_path, make, kind, name):
+    model = make()
+    first = recycler(method="plasticity_injection", every=64)
+    model.learn(200, callback=first)
+    assert sum(len(reports[name].interventions) for reports in first.reports) == 1
+    model.save(tmp_path / "model")
+    loaded = kind.load(tmp_path / "model", env=model.env)
+    assert algorithm_of(load_from_zip_file(tmp_path / "model")[0]) is kind
+    assert_same({"weights": state(model.policy)}, {"weights": state(loaded.policy)})
+    one, other = (m.policy.optimizer.state_dict()["state"] for m in (model, loaded))
+    assert one.keys() == other.keys() and all(torch.equal(one[i][k], other[i][k]) for i in one for k in one[i])
+    trained = {n for n, p in model.policy.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in loaded.policy.named_parameters() if p.requires_grad}
+    assert any(".new." in n for n in trained) and not any(".old." in n or ".twin." in n for n in trained)
+    before = {n: p.detach().clone() for n, p in loaded.policy.named_parameters()}
+    second = recycler(method="plasticity_injection", every=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its state is used
+        loaded.learn(200, callback=second, reset_num_timesteps=False)
+    assert not any(reports[name].interventions for reports in second.reports)
+    moved = {n for n, p in loaded.policy.named_parameters() if not torch.equal(p, before[n]) and "target" not in n}
+    assert moved == {n for n in trained if "target" not in n}
+
+
+def test_injection_is_refused_where_every_parameter_is_differentiated():
+    contrib = pytest.importorskip("sb3_contrib")
+    model = contrib.TRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")
+    with pytest.raises(ValueError, match="TRPO differentiates by every parameter"):
+        recycler(method="plasticity_injection").prepare(model)
 
 
 def test_attach_watches_and_never_changes():

@@ -23,6 +23,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
@@ -97,6 +98,7 @@ def test_the_built_in_methods() -> None:
         "regrama": ReGraMa,
         "gradient_cutoff": GradientCutoff,
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
+        "plasticity_injection": PlasticityInjection,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
