@@ -38,6 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.layers",
             "recycle.anchor",
             "recycle.injection",
+            "recycle.jumps",
         }
     ),
     frozenset({"recycle.methods", "recycle.report"}),
