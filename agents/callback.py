@@ -21,6 +21,7 @@ from torch import nn
 import recycle
 from agents.elastic import remember_widths
 from agents.injected import remember_injection
+from agents.layered import CReLU
 from agents.networks import Network, evaluating, networks_of
 from agents.observations import recent
 from recycle import Graph, Recycler, Report
@@ -416,7 +417,7 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMeth
 
 def _say_what_tanh_means(networks: Sequence[Network]) -> None:
     layers = [layer for network in networks for layer in network.module.modules()]
-    if any(isinstance(m, nn.Tanh) for m in layers) and not any(isinstance(m, nn.ReLU) for m in layers):
+    if any(isinstance(m, nn.Tanh) for m in layers) and not any(isinstance(m, (nn.ReLU, CReLU)) for m in layers):
         warnings.warn(
             "this network is built with Tanh, whose units do not die by being zero: constant and saturated units are "
             "reported instead. For ReLU pass policy_kwargs=dict(activation_fn=nn.ReLU)",

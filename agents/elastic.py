@@ -42,7 +42,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
     _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
     base = model.policy_kwargs.get("base_class", model.policy_class)
-    arch = _net_arch(model.policy)
+    arch = None if "layered_on" in model.policy_kwargs else _net_arch(model.policy)  # a CReLU's widths are halved
     if arch is not None:
         _tell_policy(model.policy, arch)
         kwargs["net_arch"] = arch
