@@ -235,8 +235,9 @@ class Recycler:
             if made and not group.exact:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
-            groups[group.name] = after(seen, stats, made, note, group.width)
-            self._book(group, stats, made)
+            rewritten = [edit for edit in made if getattr(edit, "weights", True)]
+            groups[group.name] = after(seen, stats, rewritten, note, group.width)
+            self._book(group, stats, rewritten)
         interventions, note = self._intervene(all_stats, updates) if edit else ([], "")
         for name in self._renewed(interventions):
             groups[name] = replace(groups[name], dead_after=0.0)

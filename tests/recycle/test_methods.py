@@ -340,6 +340,33 @@ def test_a_plain_function_with_needs_is_a_method_too() -> None:
     assert recycler.step().edits == (("0", Reset([2])),)
 
 
+def test_random_units_may_lose_their_optimizer_state_alone() -> None:
+    assert all(not edit.weights for edit in Random(weights=False)(Layer(6), DEAD))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.randn(16, 2, dtype=torch.double)
+    adam = torch.optim.Adam(net.parameters())
+    group = recycle.trace(net, lambda: net(x))["0"]
+    for _ in range(2):
+        net(x).square().mean().backward()
+        adam.step()
+    before = [p.detach().clone() for p in net.parameters()]
+    state = {p: {k: v.clone() for k, v in s.items()} for p, s in adam.state.items()}
+    recycle.apply(Reset([1, 3], weights=False), group, optimizers=[adam])
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    forgotten = {
+        net[0].weight: (slice(1, 4, 2),),
+        net[0].bias: (slice(1, 4, 2),),
+        net[2].weight: (slice(None), slice(1, 4, 2)),
+    }
+    for parameter, held in state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if parameter in forgotten:
+                held[key][forgotten[parameter]] = 0.0
+            assert torch.equal(adam.state[parameter][key], held[key])
+        assert adam.state[parameter]["step"] == 2
+
+
 # ---------------------------------------------------------------- gradients
 
 # the layer's mean gradient is 1; unit 1 is dead, unit 4 alive, listened to and never asked
