@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from agents import scaling
-from agents.callback import RecycleCallback, build_method
+from agents.callback import RecycleCallback, build_methods
 from agents.command_line import reported
 from agents.networks import networks_of
 from agents.statistics import estimate
@@ -79,7 +79,7 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
     for name in ("pairs", "steps", "num_threads"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    build_method(args.method)
+    build_methods(args.method)
     torch.set_num_threads(args.num_threads)
     cases: dict[str, Callable[[], BaseAlgorithm]] = {
         f"{name} {width}x{width}": _maker(kind, width)
