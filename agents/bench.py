@@ -22,7 +22,7 @@ from torch import nn
 
 import recycle
 from agents import costs, scaling
-from agents.callback import RecycleCallback, build_method
+from agents.callback import RecycleCallback, build_methods
 from agents.command_line import reported
 from agents.networks import networks_of
 from agents.statistics import estimate
@@ -116,7 +116,7 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
     of a ``learn`` that its hooks and events take, by their own clock; what they do to caches is only in the ratio.
     """
     _positive(args, "pairs", "steps", "num_threads")
-    build_method(args.method)
+    build_methods(args.method)
     torch.set_num_threads(args.num_threads)
     cases: dict[str, Callable[[], BaseAlgorithm]] = {
         f"{name} {width}x{width}": _maker(kind, width)
@@ -164,7 +164,7 @@ def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
     _positive(args, "pairs", "num_threads")
     chosen = args.method or tuple(recycle.METHODS)
     for name in chosen:
-        build_method(name)
+        build_methods(name)
     torch.set_num_threads(args.num_threads)
     found: dict[tuple[str, str], costs.MethodCost] = {}
     table = Table(title=f"cost of an update over a plain one, {args.pairs} pairs", title_justify="left")

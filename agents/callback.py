@@ -21,16 +21,27 @@ from torch import nn
 
 import recycle
 from agents.elastic import remember_widths
-from agents.networks import Network, networks_of
+from agents.injected import remember_injection
+from agents.layered import CReLU
+from agents.networks import Network, evaluating, networks_of
+from agents.observations import recent
 from recycle import Graph, Recycler, Report
 from recycle.edits import resizes
+from recycle.interventions import Inject
+from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.together import check_together
 from recycle.names import did_you_mean
-from recycle.recycler import AnyMethod
+from recycle.recycler import AnyMethod, moved
 
 TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
 """Fractions that are logged for each network (weighted by width) and for each group."""
 
+_OF_LAYERS = (
+    *TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "resemblance", "re_died", "re_death_age",
+)  # fmt: skip
+"""What is logged for each group."""
+
+_QUIET = ("stdout", "log")
 _ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
@@ -55,6 +66,8 @@ class RecycleCallback(BaseCallback):
         sample_every: statistics look at the passes of every so many updates; 1 sees all of them.
         include: only these groups, of whichever network (a name stands for all below it); None: all.
         exclude: not these groups.
+        jumps: also log how far each event moves the outputs, at once and 5, 20, 50 and 200 updates later, on 64
+            observations of the latest rollout; six passes over them an event.
         edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
             logger's folder, if it has one.
         seed: of the private random generator; training's own random numbers are not touched.
@@ -76,6 +89,7 @@ class RecycleCallback(BaseCallback):
         sample_every: int = 8,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        jumps: bool = False,
         edits: str | Path | None = None,
         seed: int = 0,
         verbose: int = 0,
@@ -89,6 +103,9 @@ class RecycleCallback(BaseCallback):
         self.every, self.warmup = every, warmup
         self.options = {"cooldown": cooldown, "cap": cap, "sample_every": sample_every}
         self.include, self.exclude = include, exclude
+        self.jumps = jumps
+        self._batch: Any = None  # on which jumps are measured until the next event
+        self._next_batch: Any = None
         self.edits = None if edits is None else Path(edits)
         self.seed = seed
         self.recyclers: dict[str, Recycler] = {}
@@ -128,6 +145,8 @@ class RecycleCallback(BaseCallback):
         Raises:
             ValueError: nothing can be recycled in this model, with the reasons.
         """
+        if hasattr(model, "cg_max_steps") and PlasticityInjection in _kinds(self.method):
+            raise ValueError("TRPO differentiates by every parameter, and plasticity_injection freezes some. Use PPO")
         networks = networks_of(model)
         watched = [network for network in networks if network.name in self.recyclers]
         if self._owner is model and all(self.recyclers[n.name].optimizers == n.optimizers for n in watched):
@@ -153,6 +172,7 @@ class RecycleCallback(BaseCallback):
         if self.num_timesteps - self._last_event >= self.every:
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
+            self._batch = self._batch if self._next_batch is None else self._next_batch
             reports = {name: r.observe() if early else r.step() for name, r in self.recyclers.items()}
             for name, report in reports.items():
                 self._networks[name].follow(self.recyclers[name].graph, report)
@@ -161,6 +181,8 @@ class RecycleCallback(BaseCallback):
             recycler.tracker.pause()  # no training pass comes from a rollout
 
     def _on_rollout_end(self) -> None:
+        if self.jumps and self.num_timesteps - self._last_event >= self.every:
+            self._next_batch = recent(self.model)
         for recycler in self.recyclers.values():
             recycler.tracker.resume()
 
@@ -202,11 +224,22 @@ class RecycleCallback(BaseCallback):
                 optimizers=network.optimizers,
                 targets=network.targets,
                 init=network.init,
-                certify=None if network.box is None else partial(recycle.certify, graph, *network.box),
+                certify=None if network.box is None else partial(self._certify, network),
+                probe=partial(self._probe, network) if self.jumps else None,
                 generator=torch.Generator().manual_seed(self.seed + number),
                 **self.options,  # type: ignore[arg-type]
             )
         return found
+
+    def _probe(self, network: Network) -> Any:
+        if self._batch is None:
+            return ()
+        with evaluating(list(self.model.policy.modules())):
+            return network.watch(self._batch)
+
+    def _certify(self, network: Network) -> dict[str, torch.Tensor]:
+        assert network.box is not None
+        return recycle.certify(self.recyclers[network.name].graph, *network.box)
 
     # -- an event ------------------------------------------------------------------------------------------
 
@@ -221,11 +254,13 @@ class RecycleCallback(BaseCallback):
                 print(f"{name}, step {self.num_timesteps}: {report}")
         if any(resizes(edit) for report in reports.values() for _, edit in report.edits):
             remember_widths(self.model)
+        if any(isinstance(made, Inject) for report in reports.values() for made in report.interventions):
+            remember_injection(self.model)
         self._write_edits(reports)
         self._save()
         infos = self.locals.get("infos")
         if infos and "drift/task" in infos[0]:
-            logger.record("drift/task", int(infos[0]["drift/task"]), exclude=("stdout", "log"))
+            logger.record("drift/task", int(infos[0]["drift/task"]), exclude=_QUIET)
         logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         logger.dump(self.num_timesteps)
 
@@ -237,11 +272,16 @@ class RecycleCallback(BaseCallback):
                 logger.record(f"recycle/{network}/{quantity}", value, exclude=shown)
         for quantity, count in self._totals[network].items():
             logger.record(f"recycle/{network}/{quantity}", count)
+        counts = self._totals[network]
+        if counts["recycled"]:
+            logger.record(f"recycle/{network}/re_death_rate", counts["re_died"] / counts["recycled"], exclude=_QUIET)
+        for updates, jump in report.jumps.items():
+            logger.record(f"recycle/{network}/jump_{updates}", jump, exclude=_QUIET)
         for name, group in report.groups.items():
-            for quantity in (*TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "re_died"):
+            for quantity in _OF_LAYERS:
                 value = float(getattr(group, quantity))
                 if not math.isnan(value):
-                    logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=("stdout", "log"))
+                    logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=_QUIET)
         for name, values in self.recyclers[network].histograms().items():
             logger.record(f"recycle/{network}/{name}", values, exclude=_ONLY_TENSORBOARD)
 
@@ -275,6 +315,7 @@ class RecycleCallback(BaseCallback):
         self.model.recycle_state = {  # type: ignore[attr-defined]
             "last_event": self._last_event,
             "since": self._since,
+            "batch": moved(self._batch, torch.device("cpu")),
             "totals": {name: dict(counts) for name, counts in self._totals.items()},
             "recyclers": {name: r.state_dict() for name, r in self.recyclers.items()},
         }
@@ -291,6 +332,7 @@ class RecycleCallback(BaseCallback):
             self.recyclers = self._build(networks_of(model), type(model).__name__)
             return
         self._last_event, self._since = state["last_event"], state["since"]
+        self._batch = moved(state.get("batch"), model.device)
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
@@ -300,6 +342,10 @@ def _of(network: Network, method: Any) -> Any:
         return [_of(network, one) for one in method]
     own = copy.deepcopy(method)
     return own.for_network(network.name) if hasattr(own, "for_network") else own
+
+
+def _kinds(method: AnyMethod | Sequence[AnyMethod]) -> list[type]:
+    return [type(each) for each in (method if isinstance(method, (list, tuple)) else [method])]
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:
@@ -384,7 +430,7 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMeth
 
 def _say_what_tanh_means(networks: Sequence[Network]) -> None:
     layers = [layer for network in networks for layer in network.module.modules()]
-    if any(isinstance(m, nn.Tanh) for m in layers) and not any(isinstance(m, nn.ReLU) for m in layers):
+    if any(isinstance(m, nn.Tanh) for m in layers) and not any(isinstance(m, (nn.ReLU, CReLU)) for m in layers):
         warnings.warn(
             "this network is built with Tanh, whose units do not die by being zero: constant and saturated units are "
             "reported instead. For ReLU pass policy_kwargs=dict(activation_fn=nn.ReLU)",

@@ -43,7 +43,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
     _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
     base = model.policy_kwargs.get("base_class", model.policy_class)
-    arch = _net_arch(model.policy)
+    arch = None if "layered_on" in model.policy_kwargs else _net_arch(model.policy)  # a CReLU's widths are halved
     if arch is not None:
         _tell_policy(model.policy, arch)
         kwargs["net_arch"] = arch
@@ -58,7 +58,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
 def elastic(*args: Any, base_class: type[BasePolicy], shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> BasePolicy:
     """A policy of ``base_class`` whose parameters and buffers have these shapes; stands for it as a policy class."""
     policy = base_class(*args, **kwargs)
-    reshape(policy, shapes, _optimizers(policy))
+    reshape(policy, shapes, optimizers_of(policy))
     return policy
 
 
@@ -73,7 +73,7 @@ def load_policy(kind: type[BasePolicy], path: str | Path, device: torch.device |
     device = get_device(device)
     saved = torch.load(path, map_location=device, weights_only=False)
     policy = kind(**saved["data"])
-    reshape(policy, {name: tuple(t.shape) for name, t in saved["state_dict"].items()}, _optimizers(policy))
+    reshape(policy, {name: tuple(t.shape) for name, t in saved["state_dict"].items()}, optimizers_of(policy))
     policy.load_state_dict(saved["state_dict"])
     return policy.to(device)
 
@@ -132,6 +132,7 @@ def _shapes(policy: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in (*policy.named_parameters(), *policy.named_buffers())}
 
 
-def _optimizers(policy: nn.Module) -> list[Optimizer]:
+def optimizers_of(policy: nn.Module) -> list[Optimizer]:
+    """The optimizers that a policy and its networks hold."""
     held = (getattr(module, "optimizer", None) for module in policy.modules())
     return [optimizer for optimizer in held if isinstance(optimizer, Optimizer)]

@@ -6,7 +6,7 @@ Algorithms are told apart by what their models hold, so sb3-contrib need not be 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,7 +62,7 @@ class Network:
                 frozen[group.name] = reason
             else:
                 kept.append(group)
-        return Graph(self.module, kept, frozen)
+        return Graph(self.module, kept, frozen, self.calls, self.trace)
 
 
 def _of_part(reasons: Mapping[str, str], name: str) -> str:
@@ -163,14 +163,15 @@ def _with_running_statistics(module: nn.Module, call: Callable[[], Any]) -> Call
     """
 
     def run() -> Any:
-        with _evaluating([m for m in module.modules() if hasattr(m, "ra_mean") and hasattr(m, "ra_var")]):
+        with evaluating([m for m in module.modules() if hasattr(m, "ra_mean") and hasattr(m, "ra_var")]):
             return call()
 
     return run
 
 
 @contextmanager
-def _evaluating(layers: list[nn.Module]) -> Iterator[None]:
+def evaluating(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put layers into evaluation mode for the block."""
     modes = [(layer, layer.training) for layer in layers]
     for layer in layers:
         layer.training = False

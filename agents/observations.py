@@ -1,4 +1,4 @@
-"""Observations that nobody made: samples of a space for tracing, and the ends of a bounded one for certificates."""
+"""Observations that nobody made, for tracing and certificates, and recent ones to look at a network with."""
 
 from __future__ import annotations
 
@@ -23,6 +23,30 @@ def observations(model: BaseAlgorithm) -> Any:
     """A batch of made-up observations, as the policy's networks take them (a tensor, or a dict of them)."""
     batch, _ = model.policy.obs_to_tensor(sample(model.observation_space))
     return batch
+
+
+def recent(model: BaseAlgorithm, most: int = 64) -> Any:
+    """Observations of the latest rollout or the replay buffer, spread over it, as the policy's networks take them.
+
+    Read it before the next rollout begins, which empties an on-policy model's buffer.
+    """
+    buffer: Any = getattr(model, "rollout_buffer", None)
+    if buffer is None:
+        buffer = model.replay_buffer  # type: ignore[attr-defined]
+        rows, wrapper = buffer.size(), model.get_vec_normalize_env()
+    else:
+        rows, wrapper = len(buffer.rewards), None  # normalised already
+
+    def taken(values: Any) -> Any:
+        return values[:rows].reshape(-1, *values.shape[2:])
+
+    held = buffer.observations
+    flat = {k: taken(v) for k, v in held.items()} if isinstance(held, dict) else taken(held)
+    count = len(next(iter(flat.values())) if isinstance(flat, dict) else flat)
+    chosen = np.linspace(0, count - 1, min(most, count)).astype(int)
+    batch = {k: v[chosen] for k, v in flat.items()} if isinstance(flat, dict) else flat[chosen]
+    found, _ = model.policy.obs_to_tensor(buffer._normalize_obs(batch, wrapper))
+    return found
 
 
 def sample(space: spaces.Space[Any]) -> Any:

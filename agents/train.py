@@ -30,6 +30,8 @@ from agents.callback import RecycleCallback
 from agents.command_line import MISTAKES, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import make_env, parse
+from agents.layered import layered, layered_kwargs
+from agents.networks import networks_of
 from recycle.names import did_you_mean
 
 Pairs = tuple[str, ...]
@@ -68,6 +70,8 @@ class Args:
     """Events for which a unit that was just recycled is left alone."""
     cap: float = 1.0
     """Largest part of a layer that one event may recycle."""
+    jumps: bool = False
+    """Log how far each event moves the outputs, at once and 5, 20, 50 and 200 updates later."""
     n: Annotated[int, tyro.conf.arg(name="n-timesteps", aliases=("-n",))] = 100_000
     """Environment steps to train for, all copies together."""
     seed: int = 0
@@ -82,6 +86,12 @@ class Args:
     """key:value pairs for the algorithm, e.g. learning_rate:3e-3 n_steps:128."""
     policy_kwargs: Pairs = ()
     """key:value pairs for the policy, e.g. net_arch:[64,64] activation_fn:relu (PPO's own default is tanh)."""
+    layer_norm: bool = False
+    """Normalise before every activation."""
+    crelu: bool = False
+    """Concatenated ReLUs: half the units in each hidden layer, both signs of each."""
+    weight_decay: float = 0.0
+    """Decay of all weights, as the algorithm's own optimizer has it (Adam: an L2 penalty in the gradient)."""
     clear_buffer: bool = False
     """DQN: empty the replay buffer at each change; old transitions are wrong then."""
     restart_exploration: bool = False
@@ -190,6 +200,8 @@ def _check(args: Args) -> None:
     for name, value in {"eval-freq": args.eval_freq, "save-freq": args.save_freq, "seed": args.seed}.items():
         if value < 0:
             raise ValueError(f"--{name} must be 0 or more, got {value}")
+    if not 0 <= args.weight_decay < float("inf"):
+        raise ValueError(f"--weight-decay must be 0 or more, got {args.weight_decay}")
     if args.num_threads is not None and args.num_threads < 1:
         raise ValueError(f"--num-threads must be at least 1, got {args.num_threads}")
     if args.tag is not None and not re.fullmatch(r"[\w.+-]+", args.tag):
@@ -264,8 +276,10 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     _check_actions(args.algo, env.action_space)
     policy = _policy(env.observation_space, "Lstm" * (args.algo == "recurrent_ppo"))
     policy = policy if args.policy == "auto" else args.policy
-    return kind(
-        policy,
+    if args.layer_norm or args.crelu:
+        policy_kwargs |= layered_kwargs(kind, policy, layer_norm=args.layer_norm, crelu=args.crelu)
+    model = kind(
+        layered if args.layer_norm or args.crelu else policy,  # type: ignore[arg-type]
         env,
         seed=args.seed,
         device=args.device,
@@ -273,6 +287,10 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
         verbose=args.verbose,
         **given,
     )
+    for network in networks_of(model) if args.weight_decay else ():
+        for group in (group for optimizer in network.optimizers for group in optimizer.param_groups):
+            group["weight_decay"] = args.weight_decay  # optimizer_kwargs would drop SB3's own eps, and A2C's optimizer
+    return model
 
 
 _SET_BY_US = {"self", "policy", "env", "seed", "device", "policy_kwargs", "verbose", "tensorboard_log"}
@@ -310,6 +328,7 @@ def _callbacks(args: Args, folder: Path) -> list[BaseCallback]:
                 warmup=args.warmup,
                 cooldown=args.cooldown,
                 cap=args.cap,
+                jumps=args.jumps,
                 seed=args.seed,
                 edits=folder / "edits.jsonl",
                 verbose=args.verbose,

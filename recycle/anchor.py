@@ -26,12 +26,14 @@ class Anchor:
             for leaf, parameter in module.get_submodule(path)._parameters.items():
                 if parameter is not None and parameter.requires_grad:
                     self.initial[f"{path}.{leaf}" if path else leaf] = parameter.detach().clone()
+        self._starts: dict[int, Tensor] = {}  # by parameter
         self._handles: list[Any] = []
         self._gradients: list[tuple[Tensor, Tensor | None]] = []
 
     def attach(self) -> None:
         """Pull from the next step on; a second call does nothing."""
         if not self._handles:
+            self._starts = {id(tensor_at(self.module, name)): value for name, value in self.initial.items()}
             for optimizer in self.optimizers:
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
                 self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -50,7 +52,7 @@ class Anchor:
                 "l2_init adds its gradient before optimizer.step(), and a closure computes another inside. "
                 "Pass mode='decoupled'"
             )
-        starts = {id(tensor_at(self.module, name)): value for name, value in self.initial.items()}
+        starts = self._starts
         for group in optimizer.param_groups:
             pulled = [p for p in group["params"] if id(p) in starts and p.grad is not None]
             if not pulled:
@@ -72,7 +74,7 @@ class Anchor:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The initial values, on the CPU."""
-        return {name: value.cpu() for name, value in self.initial.items()}
+        return {name: value.to("cpu", copy=True) for name, value in self.initial.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Draw to the values of :meth:`state_dict`.
@@ -83,4 +85,5 @@ class Anchor:
         mine, theirs = ({k: tuple(v.shape) for k, v in held.items()} for held in (self.initial, state))
         if mine != theirs:
             raise ValueError(f"the initial values were saved for {theirs}, this network has {mine}")
-        self.initial = {k: state[k].to(v, copy=True) for k, v in self.initial.items()}
+        for name, value in self.initial.items():
+            value.copy_(state[name])

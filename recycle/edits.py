@@ -66,11 +66,13 @@ class Reset:
         birth: where the incoming weights come from, see :mod:`recycle.births`; None: the module's own
             initialisation.
         parents: one live unit for each, for births that look at one.
+        weights: False leaves all weights as they are, so that only the optimizer forgets the units.
     """
 
     units: Sequence[int]
     birth: Birth | None = None
     parents: Sequence[int] | None = field(default=None, kw_only=True)
+    weights: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", _ints(self.units))

@@ -197,7 +197,7 @@ class UnitGroup:
         for axis in self.outgoing:
             owner, _, leaf = axis.name.rpartition(".")
             consumer = self.module.get_submodule(owner)
-            if axis.hooked and leaf == "weight" and _plain(consumer):
+            if axis.hooked and leaf == "weight" and plain(consumer):
                 if not axis.sources <= seen:
                     found.append(Observer(owner, axis.index, axis.size(self.tensor(axis.name))))
                 seen |= axis.sources
@@ -236,7 +236,7 @@ class UnitGroup:
         for axis in self.incoming:
             owner, _, leaf = axis.name.rpartition(".")
             layer = self.module.get_submodule(owner)
-            if _plain(layer) and leaf == "weight" and axis.role == "weight" and axis.span == 1:
+            if plain(layer) and leaf == "weight" and axis.role == "weight" and axis.span == 1:
                 found.append((layer, axis))
         return found
 
@@ -247,8 +247,19 @@ class Graph:
     Iterate over it, or take a group by name: ``graph["layer1"]``. ``print(graph)`` is a table.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[UnitGroup], frozen: dict[str, str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[UnitGroup],
+        frozen: dict[str, str],
+        calls: Sequence[Callable[[], Any]] = (),
+        again: Callable[[], Graph] | None = None,
+    ) -> None:
         self.module = module
+        self.calls = tuple(calls)
+        """The calls on which it was traced."""
+        self.again = again
+        """Traces the module anew, as it is now; None where nobody said how."""
         self.frozen = dict(frozen)
         """Units that no edit may touch: ``{name: reason}``."""
         self._groups = {group.name: group for group in groups}
@@ -290,7 +301,7 @@ class Graph:
             if (include is None or any(_under(group.name, n) for n in include))
             and not any(_under(group.name, n) for n in exclude or ())
         ]
-        return Graph(self.module, kept, self.frozen)
+        return Graph(self.module, kept, self.frozen, self.calls, self.again)
 
     def __str__(self) -> str:
         rows = [("group", "width", "producers", "consumers", "edits")]
@@ -310,7 +321,7 @@ class Graph:
         return f"Graph({len(self)} groups, {sum(g.width for g in self)} units, {len(self.frozen)} frozen)"
 
 
-def _plain(layer: nn.Module) -> bool:
+def plain(layer: nn.Module) -> bool:
     """A Linear or convolution whose ``forward`` is torch's own: what its hook sees is what its weight meets."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     own = any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)

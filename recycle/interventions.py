@@ -63,4 +63,12 @@ class Pull:
     mode: Literal["penalty", "decoupled"] = field(default="penalty", kw_only=True)
 
 
-Intervention: TypeAlias = Shrink | Renew
+@dataclass(frozen=True)
+class Inject:
+    """Freeze every head and add a new one less a frozen copy of it, see :func:`recycle.injection.inject`."""
+
+    layers: Sequence[str] = ()
+    """None: it chooses the heads itself."""
+
+
+Intervention: TypeAlias = Shrink | Renew | Inject

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from recycle.fresh import Init, fresh_layer, knows_its_beginning
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup, tensor_at
-from recycle.interventions import Intervention, Renew, Shrink
+from recycle.injected import is_injected
+from recycle.interventions import Renew, Shrink
 from recycle.names import did_you_mean
 from recycle.tracing import OUTPUT
 
@@ -46,7 +47,8 @@ def layers_of(graph: Graph) -> NetworkLayers:
         found = {path for group in groups for path in made[id(group)] if depth.get(path) == 0}
         far += 1
         depth |= dict.fromkeys(found, far)
-    return NetworkLayers({p: far for p, far in depth.items() if knows_its_beginning(graph.module.get_submodule(p))})
+    known = {p: far for p, far in depth.items() if knows_its_beginning(graph.module.get_submodule(p))}
+    return NetworkLayers(known, injected=is_injected(graph.module))
 
 
 def _every_group(graph: Graph) -> list[UnitGroup]:
@@ -61,7 +63,7 @@ def _owners(axes: Sequence[Axis]) -> set[str]:
 
 @torch.no_grad()
 def intervene(
-    edit: Intervention,
+    edit: Shrink | Renew,
     graph: Graph,
     *,
     optimizers: Sequence[Optimizer] = (),
@@ -105,7 +107,7 @@ def intervene(
                 optimizer.state.pop(parameter, None)
 
 
-def _write(edit: Intervention, fresh: dict[str, Tensor], module: nn.Module, targets: Sequence[nn.Module]) -> None:
+def _write(edit: Shrink | Renew, fresh: dict[str, Tensor], module: nn.Module, targets: Sequence[nn.Module]) -> None:
     """Parameters that are trained, and (to begin anew) buffers; what is shared is written once."""
     done: set[int] = set()
     for name, value in fresh.items():

@@ -107,12 +107,12 @@ def _exchange(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Calla
             for axis in (*group.incoming, *group.outgoing):
                 tensor = group.tensor(axis.name)
                 axis.write(tensor, everything, axis.read(tensor, everything).roll(1, 0))
-        change = _difference(reference, _outputs(calls))
+        change = difference(reference, outputs(calls))
         restore()
         return "" if change <= allowed else f"units that change places change the output by {change:.1e}"
 
-    reference = _outputs(calls)
-    allowed = _tolerance(reference)
+    reference = outputs(calls)
+    allowed = tolerance(reference)
     if isinstance(reference, str) or not all(bool(t.isfinite().all()) for t in reference):
         return {}  # such values say nothing; the trial splits have been passed
     if not shifted(groups):
@@ -132,7 +132,7 @@ def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable
         if group.name in heard:
             continue
         _silence(group, torch.arange(group.width))  # a path that carries no gradient still carries values
-        if _difference(reference, _outputs(calls)) < 1e-6:
+        if difference(reference, outputs(calls)) < 1e-6:
             silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
         restore()
     audible = [group for group in groups if group.name not in silent]
@@ -186,7 +186,7 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     everything = torch.arange(group.width)
     calls = _repeatable(module, calls)
     with _randomised([group], module, bent=True) as restore, _Plain():
-        reference = _outputs(calls)
+        reference = outputs(calls)
         for factor in (2.0**12, 2.0**-12):
             for axis in group.incoming:
                 if axis.role in ("weight", "bias"):
@@ -195,9 +195,9 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
             for axis in group.outgoing:
                 tensor = group.tensor(axis.name)
                 axis.write(tensor, everything, axis.read(tensor, everything) / factor)
-            change = _difference(reference, _outputs(calls))
+            change = difference(reference, outputs(calls))
             restore()
-            if change > _tolerance(reference):
+            if change > tolerance(reference):
                 return False
         return True
 
@@ -218,9 +218,9 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
             if group.width > FEWEST:
                 units = sorted({0, group.width // 2, group.width - 1})[: group.width - FEWEST]
                 _silence(group, torch.tensor(units))
-                _resized_trial(group, without(group, units), calls, _outputs(calls), [])
+                _resized_trial(group, without(group, units), calls, outputs(calls), [])
                 restore()
-            _resized_trial(group, with_more(group, 2), calls, _outputs(calls), [group.width, group.width + 1])
+            _resized_trial(group, with_more(group, 2), calls, outputs(calls), [group.width, group.width + 1])
         except NotRecyclable as error:
             return str(error)
     return ""
@@ -236,7 +236,7 @@ def _resized_trial(
 
     try:
         with resized(group, layout):
-            change, allowed = _difference(before, _outputs(calls)), _tolerance(before)
+            change, allowed = difference(before, outputs(calls)), tolerance(before)
             if change > allowed:
                 raise NotRecyclable(f"a trial with {layout.width} units changed the output by {change:.1e}")
             if newborns:
@@ -273,7 +273,7 @@ def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callabl
 def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], calls: Sequence[Call]) -> str:
     for group, (_, slots) in zip(groups, pairs, strict=True):
         _silence(group, slots)
-    before = _outputs(calls)
+    before = outputs(calls)
     for group, (parents, slots) in zip(groups, pairs, strict=True):
         for axis in group.incoming:
             tensor = group.tensor(axis.name)
@@ -283,7 +283,7 @@ def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], 
             columns = axis.read(tensor, parents)
             axis.write(tensor, slots, columns * _SHARE)
             axis.write(tensor, parents, columns * (1 - _SHARE))
-    change, allowed = _difference(before, _outputs(calls)), _tolerance(before)
+    change, allowed = difference(before, outputs(calls)), tolerance(before)
     return "" if change <= allowed else f"trial split changed the output by {change:.1e} (at most {allowed:.1e})"
 
 
@@ -350,7 +350,7 @@ def _undone(buffers: Sequence[Tensor], call: Call) -> Any:
                     buffer.copy_(value)
 
 
-def _outputs(calls: Sequence[Call]) -> list[Tensor] | str:
+def outputs(calls: Sequence[Call]) -> list[Tensor] | str:
     """Copies of every floating-point output of the calls, or why they failed."""
     found = _results(calls)
     return found if isinstance(found, str) else [t.detach().clone() for t in found]
@@ -376,7 +376,7 @@ def _seed() -> None:
         torch.cuda.manual_seed_all(0)
 
 
-def _difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:
+def difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:
     """Largest change of an output, relative to the largest value of that output."""
     if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
         return float("inf")
@@ -390,7 +390,7 @@ def _difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:
     return worst
 
 
-def _tolerance(outputs: list[Tensor] | str) -> float:
+def tolerance(outputs: list[Tensor] | str) -> float:
     """Rounding allowed in these outputs' precision: 1e-12 in float64, 5e-4 in float32."""
     if isinstance(outputs, str) or not outputs:
         return 0.0

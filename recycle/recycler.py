@@ -18,7 +18,9 @@ from recycle.anchor import Anchor
 from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
-from recycle.interventions import Intervention, Renew
+from recycle.injection import inject
+from recycle.interventions import Inject, Intervention, Renew
+from recycle.jumps import Jumps
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
@@ -65,6 +67,8 @@ class Recycler:
         sample_every: statistics look at the passes of every so many updates.
         certify: tells at every report which units are dead for every possible input, as :func:`recycle.certify`
             does: ``lambda: recycle.certify(graph, net, low, high)``. None: reports say what was observed only.
+        probe: runs the network on a batch of one's own, ``lambda: net(x)``: reports then say how far events move the
+            output, see :attr:`Report.jumps`; six passes over that batch an event. None: they do not.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Recycler:
         cap: float = 1.0,
         sample_every: int = 8,
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
+        probe: Callable[[], Any] | None = None,
     ) -> None:
         self.method = method
         for each in self.methods:
@@ -102,14 +107,21 @@ class Recycler:
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
-        self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
-        self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in graph}
-        self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in graph}
-        self._firing: dict[str, Tensor] = {}
+        self._open_books()
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._handle: Any = None
         self._anchors = self._anchored()
+        if probe is not None and not self.optimizers:
+            raise ValueError("a probe counts updates by optimizer steps: pass optimizers=[...]")
+        self._jumps = None if probe is None else Jumps(graph.module, probe)
+        self._jump_handles: list[Any] = []
+
+    def _open_books(self) -> None:
+        self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in self.graph}
+        self._newborn = {g.name: torch.zeros(g.width, dtype=torch.bool) for g in self.graph}
+        self._parent = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in self.graph}
+        self._firing: dict[str, Tensor] = {}
 
     @property
     def methods(self) -> tuple[AnyMethod, ...]:
@@ -122,15 +134,28 @@ class Recycler:
         """Watch from now on until :meth:`detach`; a second call does nothing."""
         self.tracker.attach()
         self._attach_to_module()
-        for anchor in self._anchors:  # behind the tracker, which reads the gradients of the loss alone
-            anchor.attach()
+        self._attach_to_optimizers()
 
     def detach(self) -> None:
         """Stop watching; what was seen stays."""
         for anchor in self._anchors:
             anchor.detach()
+        for handle in self._jump_handles:
+            handle.remove()
+        self._jump_handles.clear()
         self.tracker.detach()
         self._detach_from_module()
+
+    def _attach_to_optimizers(self) -> None:
+        """Behind the tracker, which reads the gradients of the loss alone."""
+        for anchor in self._anchors:
+            anchor.attach()
+        if self._jumps is not None and not self._jump_handles:
+            self._jump_handles.append(self.optimizers[0].register_step_post_hook(self._look_again))
+
+    def _look_again(self, *_: Any) -> None:
+        assert self._jumps is not None
+        self._jumps.after_update(self.tracker.passes)
 
     def _attach_to_module(self) -> None:
         if self._handle is None and any(tau < 1 for _, tau in self.targets):
@@ -149,8 +174,7 @@ class Recycler:
         self._attach_to_module()
         try:
             with self.tracker.listening():
-                for anchor in self._anchors:
-                    anchor.attach()
+                self._attach_to_optimizers()
                 yield
         finally:
             self._listening = before
@@ -197,6 +221,9 @@ class Recycler:
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
         groups, edits, all_stats = {}, [], {}
+        jumps: dict[int, float] = {}
+        if self._jumps is not None:
+            jumps = self._jumps.so_far if keep_window else self._jumps.before_event(self.tracker.passes)
         certified = self._certified()
         updates = self.tracker.updates
         for group in self.graph:
@@ -209,8 +236,9 @@ class Recycler:
             if made and not group.exact:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
-            groups[group.name] = after(seen, stats, made, note, group.width)
-            self._book(group, stats, made)
+            rewritten = [edit for edit in made if getattr(edit, "weights", True)]
+            groups[group.name] = after(seen, stats, rewritten, note, group.width)
+            self._book(group, stats, rewritten)
         interventions, note = self._intervene(all_stats, updates) if edit else ([], "")
         for name in self._renewed(interventions):
             groups[name] = replace(groups[name], dead_after=0.0)
@@ -218,7 +246,9 @@ class Recycler:
             self.tracker.clear()
             self._windows += 1
         self.events += 1
-        return Report(self.events, groups, tuple(edits), tuple(interventions), note)
+        if self._jumps is not None and not keep_window:
+            jumps = self._jumps.after_event() | jumps
+        return Report(self.events, groups, tuple(edits), tuple(interventions), note, jumps)
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
         """What the methods for whole networks ask for, each all or none."""
@@ -239,14 +269,39 @@ class Recycler:
                     notes.append(f"{type(wanted).__name__} of {', '.join(twice)}: changed at this event already")
                     continue
                 try:
-                    intervene(wanted, self.graph, optimizers=self.optimizers, targets=self.targets,
-                              generator=self.generator, init=self.init)  # fmt: skip
+                    self._change_layers(wanted)
                 except NotRecyclable as error:
                     notes.append(str(error))
                     continue
                 made.append(wanted)
                 taken |= set(wanted.layers)
         return made, "; ".join(notes)
+
+    def _change_layers(self, wanted: Intervention) -> None:
+        how: dict[str, Any] = {"optimizers": self.optimizers, "generator": self.generator, "init": self.init}
+        if not isinstance(wanted, Inject):
+            intervene(wanted, self.graph, targets=self.targets, **how)
+            return
+        if self.graph.again is None:
+            raise NotRecyclable("an injected network must be traced again: pass what recycle.trace returned")
+        attached = self.tracker.attached
+        self.tracker.detach()  # its hooks stand on the layers that go
+        try:
+            inject(self.graph, targets=[module for module, _ in self.targets], **how)
+            self._begin_anew(self.graph.again())
+        finally:
+            if attached:
+                self.tracker.attach()
+
+    def _begin_anew(self, found: Graph) -> None:
+        """Watch the groups of a network whose layers are others now: those watched before, and the new head's."""
+        before = {group.name for group in self.graph}
+        kept = [group.name for group in found if group.name.replace(".new", "") in before]
+        steps = self.tracker.state_dict()
+        self.graph = found.select(kept)
+        self.tracker = Tracker(self.graph, optimizers=self.optimizers, sample_every=self.tracker.sample_every)
+        self.tracker.count_on(steps)
+        self._open_books()
 
     def _renewed(self, interventions: Sequence[Intervention]) -> list[str]:
         """Groups whose layers begin anew, and with them their units' ages."""
@@ -359,13 +414,17 @@ class Recycler:
         """Health as it is."""
         health: dict[str, Any] = {"certified": certified.get(group.name, math.nan)}
         again = unparted = 0
+        resemblance = lifetime = math.nan
         if stats.samples and stats.finite:
             self._firing[group.name] = stats.firing_rate
-            again = int((self._newborn[group.name] & stats.dead).sum())
+            dead_again = self._newborn[group.name] & stats.dead
+            again = int(dead_again.sum())
+            lifetime = float(stats.age[dead_again].mean()) if again else math.nan
             seen = self.tracker.latest(group)
             children = (self._parent[group.name] >= 0).nonzero()[:, 0]
-            copies = metrics.resemblance(group, children, self._parent[group.name][children]) > metrics.TWIN
-            unparted = int(copies.sum())
+            cosines = metrics.resemblance(group, children, self._parent[group.name][children])
+            unparted = int((cosines > metrics.TWIN).sum())
+            resemblance = float(cosines.mean()) if len(children) else math.nan
             health |= {
                 "dead": metrics.dead(stats),
                 "dead_after": metrics.dead(stats),
@@ -376,7 +435,8 @@ class Recycler:
                 "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
                 "duplicates": float(metrics.duplicates(group).double().mean()),
             }
-        return GroupReport(group.width, stats.samples, **health, unparted=unparted, re_died=again, note=note)
+        return GroupReport(group.width, stats.samples, **health, unparted=unparted, re_died=again,
+                           resemblance=resemblance, re_death_age=lifetime, note=note)  # fmt: skip
 
     def _book(self, group: UnitGroup, stats: Stats, edits: list[Edit]) -> None:
         """Ages and who was recycled when: what the next events go by."""
@@ -430,8 +490,9 @@ class Recycler:
             "parent": {k: v.clone() for k, v in self._parent.items()},
             "generator": self.generator.get_state(),
             "method": remembered[0] if len(remembered) == 1 else remembered,
+            "jumps": None if self._jumps is None else self._jumps.state_dict(),
             "anchors": [anchor.state_dict() for anchor in self._anchors],
-            "batch": _moved(self._batch, torch.device("cpu")),
+            "batch": moved(self._batch, torch.device("cpu")),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -452,11 +513,13 @@ class Recycler:
                 each.load_state_dict(kept_of_it)
         for anchor, initial in zip(self._anchors, state["anchors"], strict=True):
             anchor.load_state_dict(initial)
-        tensors = [t for t in self.graph.module.parameters()]
-        self._batch = _moved(state["batch"], tensors[0].device) if tensors else state["batch"]
+        device = next((t.device for t in self.graph.module.parameters()), torch.device("cpu"))
+        self._batch = moved(state["batch"], device)
+        if self._jumps is not None and state["jumps"] is not None:
+            self._jumps.load_state_dict(state["jumps"], device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     """Nested tensors on another device."""
     return _mapped(value, lambda tensor: tensor.to(device))
 

@@ -36,6 +36,11 @@ class GroupReport:
     """Units recycled from a parent that are still its copies: their incoming weights have a cosine above .98."""
     re_died: int = 0
     """Units recycled at an earlier event that were found dead again, each counted once."""
+    resemblance: float = math.nan
+    """Mean cosine of the incoming weights of recycled units with those of the parents they came from, over all that
+    still have their parent; falls from event to event as they part. NaN where there is none."""
+    re_death_age: float = math.nan
+    """Updates from birth until found dead again, the mean over :attr:`re_died`: at most an event too long."""
     note: str = ""
     """Why nothing, or less than asked, was done."""
 
@@ -57,6 +62,10 @@ class Report:
     """What was done to whole layers, after the edits."""
     note: str = ""
     """Why nothing, or less than asked, was done to the network as a whole."""
+    jumps: dict[int, float] = field(default_factory=dict)
+    """How far the output moved on one batch, relative to its norm (the farthest of several outputs): at 0 by this
+    event; at 5, 20, 50, 200 since just before the *previous* event, so many updates after it, learning
+    included (compare with ``monitor``). Empty without a ``probe``; counts that this event came before are missing."""
 
     @property
     def recycled(self) -> int:
@@ -83,6 +92,8 @@ class Report:
         found = {"event": self.event, "groups": groups, "edits": edits}
         if self.interventions:
             found["interventions"] = [describe(intervention) for intervention in self.interventions]
+        if self.jumps:
+            found["jumps"] = {str(updates): jump for updates, jump in self.jumps.items()}
         return found | ({"note": self.note} if self.note else {})
 
     def to_json(self) -> str:

@@ -284,6 +284,9 @@ def _reset(
     init: Init | None,
 ) -> None:
     units = torch.tensor(edit.units)
+    if not edit.weights:
+        _freshen(group, (*group.incoming, *group.outgoing), units, optimizers)
+        return
     fresh = fresh_rows(group, units, init, generator)
     for module in (group.module, *soft):
         parents = None

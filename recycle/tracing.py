@@ -42,7 +42,7 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
         raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
-    with _undisturbed(module):
+    with undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
         dropout, reductions = bool(labels.seen & DROPOUT), labels.reductions
@@ -65,7 +65,7 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace = later.siblings, later.retrace
-    return Graph(module, kept, frozen)
+    return Graph(module, kept, frozen, calls, lambda: trace(module, *calls))
 
 
 class _Later:
@@ -81,15 +81,15 @@ class _Later:
         return self.groups
 
     def homogeneous(self, group: UnitGroup) -> bool:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             return prove_homogeneous(group, self.module, self.calls)
 
     def resizable(self, group: UnitGroup) -> str:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             return prove_resizable(group, self.module, self.calls)
 
     def retrace(self) -> Sequence[UnitGroup]:
-        with _undisturbed(self.module):
+        with undisturbed(self.module):
             labels, uses = _labelled(self.module, self.calls)
             groups, frozen = _groups(self.module, labels, uses)
             if not self.heads:
@@ -134,7 +134,7 @@ _RUNS = 6
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run calls and leave no mark: random states, buffers and flags come back; fused kernels stay off."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None

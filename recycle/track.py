@@ -261,6 +261,14 @@ class Tracker:
             if window.firing is not None and units:
                 window.firing.follow([-1 if unit in units else unit for unit in range(len(self.born[group.name]))])
 
+    def count_on(self, state: dict[str, Any]) -> None:
+        """Count updates from where the :meth:`state_dict` of another tracker stands, with nothing seen."""
+        self.passes, self._steps = int(state["passes"]), list(state["steps"])
+        self._resumed_at, self._between_pauses = state["pauses"]
+        self._root_calls, self._cleared_at = int(state["root_calls"]), self.passes
+        for born in self.born.values():
+            born.fill_(self.passes)
+
     def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
         """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
         old = torch.tensor(kept)

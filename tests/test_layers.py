@@ -14,7 +14,7 @@ SOURCES = sorted([*(ROOT / "recycle").rglob("*.py"), *(ROOT / "agents").rglob("*
 
 # From the ground up; a module may import from its own floor and from those below.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"recycle.names", "recycle.graph", "recycle.labels", "recycle.firing"}),
+    frozenset({"recycle.names", "recycle.graph", "recycle.labels", "recycle.firing", "recycle.injected"}),
     frozenset(
         {
             "recycle.elementwise",
@@ -45,6 +45,8 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.bounds",
             "recycle.layers",
             "recycle.anchor",
+            "recycle.injection",
+            "recycle.jumps",
         }
     ),
     frozenset({"recycle.methods", "recycle.report"}),

@@ -22,6 +22,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
@@ -84,6 +85,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "l2_init": L2Init,
     "layer_reset": LayerReset,
     "replay": Replay,
+    "plasticity_injection": PlasticityInjection,
 }
 """The built-in methods by their names on the command line."""
 

@@ -16,6 +16,9 @@ class Random:
 
     count: int | None = None
     """Units a group and event; None: as many as are dead."""
+    weights: bool = True
+    """False: only the optimizer forgets them, weights stay and so does the output: the control that asks whether it
+    is the fresh moments that help."""
 
     needs: ClassVar[tuple[str, ...]] = ("minimum", "maximum")
 
@@ -27,4 +30,4 @@ class Random:
         """One reset of ``count`` random units."""
         count = int(stats.dead.sum()) if self.count is None else min(self.count, group.width)
         units = torch.randperm(group.width, generator=stats.generator)[:count]
-        return [Reset(units.tolist())] if count else []
+        return [Reset(units.tolist(), weights=self.weights)] if count else []

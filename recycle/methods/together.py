@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recycle.methods.monitor import Monitor
+from recycle.methods.plasticity_injection import PlasticityInjection
 
 
 def edits_units(method: Any) -> bool:
@@ -24,6 +25,14 @@ def check_together(methods: Sequence[Any]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{name} is named twice; pass one, with one set of options")
+    if any(isinstance(method, PlasticityInjection) for method in methods) and not all(
+        isinstance(method, (PlasticityInjection, Monitor)) for method in methods
+    ):
+        others = [name for name in names if name not in ("PlasticityInjection", "Monitor")]
+        raise ValueError(
+            f"plasticity_injection freezes weights, and {', '.join(others)} would change them. "
+            "Pass it alone, or with monitor"
+        )
     editors = [type(method).__name__ for method in methods if edits_units(method)]
     if len(editors) > 1:
         raise ValueError(

@@ -25,6 +25,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,6 +34,8 @@ from torch import nn
 
 import recycle
 from agents import RecycleCallback, attach
+from agents.algorithms import algorithm_of
+from agents.observations import recent
 
 torch.set_num_threads(1)
 
@@ -50,6 +53,11 @@ def ppo(env="CartPole-v1", **kwargs):
 def dqn(env="CartPole-v1", **kwargs):
     kwargs = {"buffer_size": 500, "learning_starts": 20, "batch_size": 16, "policy_kwargs": RELU, "seed": 0} | kwargs
     return DQN("MlpPolicy", env, device="cpu", **kwargs)
+
+
+def sac(env="Pendulum-v1", **kwargs):
+    kwargs = {"learning_starts": 20, "batch_size": 16, "policy_kwargs": dict(RELU), "seed": 0} | kwargs
+    return SAC("MlpPolicy", env, device="cpu", **kwargs)
 
 
 def kill(model, units=DEAD):
@@ -220,6 +228,86 @@ def test_a_model_with_whole_network_methods_goes_on_where_it_was_saved(tmp_path,
     assert whole.num_timesteps == again.num_timesteps == 512
     made = [lines(tmp_path / f"{name}.jsonl") for name in ("whole", "part")]
     assert [line.get("interventions") for line in made[0]] == [line.get("interventions") for line in made[1]]
+
+
+@pytest.mark.parametrize(("make", "kind", "name"), [(ppo, PPO, "policy"), (dqn, DQN, "q_net")])
+def test_an_injected_model_is_saved_loaded_and_goes_on(tmp_path, make, kind, name):
+    model = make()
+    first = recycler(method="plasticity_injection", every=64)
+    model.learn(200, callback=first)
+    assert sum(len(reports[name].interventions) for reports in first.reports) == 1
+    model.save(tmp_path / "model")
+    loaded = kind.load(tmp_path / "model", env=model.env)
+    assert algorithm_of(load_from_zip_file(tmp_path / "model")[0]) is kind
+    assert_same({"weights": state(model.policy)}, {"weights": state(loaded.policy)})
+    one, other = (m.policy.optimizer.state_dict()["state"] for m in (model, loaded))
+    assert one.keys() == other.keys() and all(torch.equal(one[i][k], other[i][k]) for i in one for k in one[i])
+    trained = {n for n, p in model.policy.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in loaded.policy.named_parameters() if p.requires_grad}
+    assert any(".new." in n for n in trained) and not any(".old." in n or ".twin." in n for n in trained)
+    before = {n: p.detach().clone() for n, p in loaded.policy.named_parameters()}
+    second = recycler(method="plasticity_injection", every=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its state is used
+        loaded.learn(200, callback=second, reset_num_timesteps=False)
+    assert not any(reports[name].interventions for reports in second.reports)
+    moved = {n for n, p in loaded.policy.named_parameters() if not torch.equal(p, before[n]) and "target" not in n}
+    assert moved == {n for n in trained if "target" not in n}
+
+
+def test_injection_is_refused_where_every_parameter_is_differentiated():
+    contrib = pytest.importorskip("sb3_contrib")
+    model = contrib.TRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")
+    with pytest.raises(ValueError, match="TRPO differentiates by every parameter"):
+        recycler(method="plasticity_injection").prepare(model)
+
+
+@pytest.mark.parametrize(("make", "names"), [(ppo, ["policy"]), (dqn, ["q_net"]), (sac, ["actor", "critic"])])
+def test_jumps_of_the_output_are_logged_and_change_nothing(tmp_path, make, names):
+    models, states, folders = [], [], [tmp_path / "with", tmp_path / "without"]
+    for jumps, folder in zip((True, False), folders, strict=True):
+        model = make()
+        model.set_logger(configure(str(folder), ["csv"]))
+        model.learn(300, callback=recycler(method="monitor", every=128, jumps=jumps))
+        models.append(model)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert not torch.equal(flat(models[0]), flat(make()))
+    assert_same({"weights": state(models[0].policy)}, {"weights": state(models[1].policy)})
+    found = [line for line in lines(folders[0] / "edits.jsonl") if "jumps" in line]
+    assert {line["network"] for line in found} == set(names)
+    for name in names:
+        seen = [line["jumps"] for line in found if line["network"] == name]
+        assert all(jump["0"] == 0 for jump in seen if "0" in jump)  # monitor
+        assert max(jump.get("5", 0) for jump in seen) > 0  # learning
+    header = (folders[0] / "progress.csv").read_text().splitlines()[0].split(",")
+    assert f"recycle/{names[0]}/jump_5" in header
+    assert not any("jumps" in line for line in lines(folders[1] / "edits.jsonl"))
+
+
+def test_jumps_go_on_with_a_loaded_model(tmp_path):
+    model = ppo(n_epochs=4)
+    model.learn(128, callback=recycler(method="redo", every=64, jumps=True))  # the event at 64, and 8 updates
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=model.env)
+    callback = recycler(method="redo", every=64, jumps=True)
+    loaded.learn(128, callback=callback, reset_num_timesteps=False)
+    assert callback.reports[0]["policy"].jumps.keys() == {0, 5}
+
+
+def test_recent_observations_are_those_of_the_buffers():
+    model = ppo()
+    kept = []
+    model.learn(
+        64, callback=Probe(lambda m: kept.append(recent(m)) or m.rollout_buffer.observations.copy(), "rollout_end")
+    )
+    probe = kept[-1]
+    assert probe.shape == (64, 4)
+    model = dqn(env=make_vec_env("CartPole-v1", n_envs=3))
+    model.learn(60)
+    found = recent(model, most=10)
+    rows = model.replay_buffer.observations[: model.replay_buffer.pos].reshape(-1, 4)
+    assert found.shape == (10, 4) and all((rows == row.numpy()).all(1).any() for row in found)
 
 
 def test_attach_watches_and_never_changes():

@@ -295,6 +295,31 @@ def test_checkpoints_while_exploration_restarts(tmp_path):
         assert_plain(folder / "checkpoints" / name)
 
 
+def test_weight_decay_reaches_the_optimizer_as_it_is_and_is_saved(tmp_path):
+    """Through SB3's optimizer_kwargs Adam's eps of 1e-5 would have been lost on the way."""
+    folder = run(tmp_path, *PPO_ARGS, "--weight-decay", "0.01")
+    (group,) = PPO.load(folder / "model.zip", device="cpu").policy.optimizer.param_groups
+    assert (group["weight_decay"], group["eps"]) == (0.01, 1e-5)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["weight_decay"] == 0.01
+
+
+def test_layers_of_other_kinds_and_several_methods(tmp_path):
+    words = [
+        "--layer-norm",
+        "--crelu",
+        "--jumps",
+        "--method",
+        "redo+l2_init",
+        "--method-kwargs",
+        "l2_init.strength:1e-4",
+    ]
+    folder = run(tmp_path, *DQN_ARGS, *words)
+    assert folder.parent.name == "dqn-redo+l2_init"
+    net = DQN.load(folder / "model.zip", device="cpu").policy.q_net
+    assert "CReLU" in str(net) and "LayerNorm" in str(net)
+    assert any("jumps" in line for line in lines(folder / "edits.jsonl"))
+
+
 def test_the_policy_follows_the_observations(tmp_path):
     gym.register("TinyImages-v0", entry_point=Images)
     folder = run(

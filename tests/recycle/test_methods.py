@@ -25,6 +25,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
@@ -103,6 +104,7 @@ def test_the_built_in_methods() -> None:
         "gradient_cutoff": GradientCutoff,
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
         "replay": Replay,
+        "plasticity_injection": PlasticityInjection,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
@@ -344,6 +346,33 @@ def test_a_plain_function_with_needs_is_a_method_too() -> None:
     with recycler.listening():
         net(x)
     assert recycler.step().edits == (("0", Reset([2])),)
+
+
+def test_random_units_may_lose_their_optimizer_state_alone() -> None:
+    assert all(not edit.weights for edit in Random(weights=False)(Layer(6), DEAD))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.randn(16, 2, dtype=torch.double)
+    adam = torch.optim.Adam(net.parameters())
+    group = recycle.trace(net, lambda: net(x))["0"]
+    for _ in range(2):
+        net(x).square().mean().backward()
+        adam.step()
+    before = [p.detach().clone() for p in net.parameters()]
+    state = {p: {k: v.clone() for k, v in s.items()} for p, s in adam.state.items()}
+    recycle.apply(Reset([1, 3], weights=False), group, optimizers=[adam])
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    forgotten = {
+        net[0].weight: (slice(1, 4, 2),),
+        net[0].bias: (slice(1, 4, 2),),
+        net[2].weight: (slice(None), slice(1, 4, 2)),
+    }
+    for parameter, held in state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if parameter in forgotten:
+                held[key][forgotten[parameter]] = 0.0
+            assert torch.equal(adam.state[parameter][key], held[key])
+        assert adam.state[parameter]["step"] == 2
 
 
 # ---------------------------------------------------------------- gradients

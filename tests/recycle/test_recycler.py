@@ -214,6 +214,18 @@ def test_units_that_die_again_are_counted_once_and_only_if_they_were_recycled() 
     assert counts == [(1, 0), (0, 0), (2, 1), (0, 0), (1, 1)]
 
 
+def test_a_unit_that_only_the_optimizer_forgot_is_not_recycled() -> None:
+    net = mlp(dead=[1])
+    recycler = watched(net, Scripted(Reset([1], weights=False)))
+    for _ in range(2):
+        see(recycler, net)
+        report = recycler.step()
+        group = report.groups["0"]
+        assert [edit for _, edit in report.edits] == [Reset([1], weights=False)]
+        assert (group.recycled, group.re_died) == (0, 0) and group.dead == group.dead_after == pytest.approx(1 / 6)
+    assert recycler.histograms()["0/age"].tolist() == [2] * 6
+
+
 def test_a_stillborn_unit_is_counted_at_every_event_at_which_it_was_recycled() -> None:
     net = mlp(dead=[1])
     recycler = watched(net, ResetDead(stillborn=True))
