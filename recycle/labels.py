@@ -48,6 +48,7 @@ class Columns:
     calls: int = 0
     groups: int = 1  # of a convolution, whose weight has only the columns of one group
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
+    batched: bool = False  # a stack of matrices: a bias is no vector of its rows
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
     values: list[frozenset[int]] = field(default_factory=list)  # which computed values were read, by each call

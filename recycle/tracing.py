@@ -321,7 +321,7 @@ def _consumer(
     owner, _, leaf = name.rpartition(".")
     weight = getattr(module.get_submodule(owner), leaf)
     bias = None
-    if len(set(columns.biases)) == 1 and len(columns.biases) == columns.calls:
+    if not columns.batched and len(set(columns.biases)) == 1 and len(columns.biases) == columns.calls:
         owner, _, leaf = columns.biases[0].rpartition(".")
         held = getattr(module.get_submodule(owner), leaf)
         whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]

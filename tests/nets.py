@@ -1483,6 +1483,81 @@ def einsum() -> nn.Module:
     return Wire(forward, W1=weights(8, 5), W2=weights(3, 8))
 
 
+@zoo(rows((4, 5)), groups={"fc": 8}, frozen={"mix": "as a whole", "out": "output"}, owned={"fc": _linear("fc", "out")})
+def einsum_over_time() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.einsum("btc,ts->bsc", torch.tanh(m.fc(x)), m.mix))
+
+    return Wire(forward, fc=Linear(5, 8), mix=weights(4, 3), out=Linear(8, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"fc": 8},
+    frozen={"out": "output"},
+    kill={"fc": "fc.bias"},
+    owned={"fc": lambda u: [*_linear("fc", "out")(u), ("filters", at[:, :, u])]},
+)
+def einsum_with_a_filter_for_each_unit() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.einsum("btc,tsc->bsc", F.relu(m.fc(x)), m.filters))
+
+    return Wire(forward, fc=Linear(5, 8), filters=weights(4, 3, 8), out=Linear(8, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"fc": 6, "up": 8},
+    frozen={"tokens1": "as a whole", "tokens2": "as a whole", "out": "output"},
+    kill={"up": "up.bias"},
+    owned={
+        "fc": lambda u: [*_linear("fc", "up", "out")(u), ("down.weight", at[u]), ("down.bias", at[u])],
+        "up": _linear("up", "down"),
+    },
+)
+def mlp_mixer() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.fc(x)
+        h = h + m.tokens2(F.gelu(m.tokens1(h.transpose(1, 2)))).transpose(1, 2)
+        return m.out((h + m.down(F.relu(m.up(h)))).mean(1))
+
+    tokens = {"tokens1": Linear(4, 7), "tokens2": Linear(7, 4)}
+    return Wire(forward, fc=Linear(5, 6), up=Linear(6, 8), down=Linear(8, 6), out=Linear(6, 3), **tokens)
+
+
+@zoo(rows((4, 5)), groups={"fc1": 8, "fc2": 6}, frozen={"out": "output"}, **_RELU_THREE)
+def graph_convolution() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.bmm(m.neighbours.expand(len(x), 4, 4), F.relu(m.fc1(x)))
+        return m.out((m.neighbours @ F.relu(m.fc2(h))).amax(1))
+
+    neighbours = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25], [0, 0, 0.5, 0.5]])
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), neighbours=neighbours, out=Linear(6, 3))
+
+
+@zoo(
+    rows((5,)),
+    groups={"W1": 8, "W2": 6},
+    frozen={"W3": "output"},
+    owned={
+        "W1": lambda u: [("W1", at[:, :, u]), ("b1", at[:, :, u]), ("W2", at[:, u])],
+        "W2": lambda u: [("W2", at[:, :, u]), ("b2", at[:, :, u]), ("W3", at[:, u])],
+    },
+    unfoldable={"W1": "bias"},
+    homogeneous=frozenset({"W1", "W2"}),
+)
+def ensemble_in_one_tensor() -> nn.Module:
+    """A unit is one neuron in each member: they are split and recycled together."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(torch.baddbmm(m.b1, x.expand(2, *x.shape), m.W1))
+        h = F.relu(torch.bmm(h, m.W2) + m.b2)
+        return torch.bmm(h, m.W3)
+
+    matrices = {"W1": weights(2, 5, 8), "W2": weights(2, 8, 6), "W3": weights(2, 6, 3)}
+    return Wire(forward, b1=weights(2, 1, 8), b2=weights(2, 1, 6), **matrices)
+
+
 @zoo(rows((5,)), groups={"fc2": 6}, frozen={"fc1": "", "out": "output"})
 def masked_weights() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
