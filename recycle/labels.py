@@ -103,6 +103,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._parents: list[int] = [0]
+        self._of_vectors: set[int] = set()  # units that are known by a gain or bias alone; others come first
         self._roots: Tensor | None = None
         self._joined = False
         self._buffers = {name for name, _ in module.named_buffers()}
@@ -220,6 +221,15 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         return self.root(entry[0].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()))
 
+    def of_vector(self, tensor: Tensor) -> Tensor | None:
+        """Labels of a gain, bias or statistic that is copied before it meets units, one an entry; None otherwise."""
+        view = self.view_of(tensor)
+        if view is None or tensor.dim() != 1 or len(tensor) < 2 or not tensor.is_floating_point():
+            return None
+        units = self.produce(view, 0, len(tensor), "buffer" if view.name in self._buffers else "gain")
+        self._of_vectors.update([] if units is None else units.tolist())
+        return units
+
     def put(self, tensor: Tensor, labels: Tensor) -> None:
         """Write ``labels`` (broadcast to its shape) beside ``tensor``."""
         key = _storage(tensor)
@@ -298,7 +308,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.freeze(side[meet & unmeet], "")
             meet &= ~unmeet
         for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
-            first, second = sorted((self._find(a), self._find(b)))
+            first, second = sorted((self._find(a), self._find(b)), key=lambda unit: (unit in self._of_vectors, unit))
             self._parents[second] = first
         self._joined, self._roots = True, None
 

@@ -31,10 +31,12 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
 
     Raises:
         TypeError: ``module`` is no module, or there is no call.
-        NotRecyclable: a call fails.
+        NotRecyclable: a call fails, or the whole ``module`` is a scripted one.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NotRecyclable("a scripted module names no layers; trace the network that was scripted (parts may be)")
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
     with _undisturbed(module):
@@ -149,7 +151,12 @@ def _counting(module: nn.Module, uses: Counter[str]) -> Iterator[None]:
             handle.remove()
 
 
-_STOCHASTIC = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
+_STOCHASTIC = (
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.RNNBase,
+)
 
 
 # -- from labels to groups ---------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ def test_what_is_offered_is_complete(name: str) -> None:
 NO_MATTER = {
     "batchnorm_without_memory": "0.bias",
     "group_norm": "3.bias",
+    "instance_norm": "0.bias",
     "two_lstm_layers": "lstm.weight_hh_l1_reverse",
 }
 
