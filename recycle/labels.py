@@ -48,6 +48,7 @@ class Columns:
     calls: int = 0
     groups: int = 1  # of a convolution, whose weight has only the columns of one group
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
+    batched: bool = False  # a stack of matrices: a bias is no vector of its rows
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
     values: list[frozenset[int]] = field(default_factory=list)  # which computed values were read, by each call
@@ -110,6 +111,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._mixtures: dict[int, tuple[Tensor, str, Tensor]] = {}  # storage -> units, reason, what keeps it alive
         self._parents: list[int] = [0]
+        self._of_vectors: set[int] = set()  # units that are known by a gain or bias alone; others come first
         self._roots: Tensor | None = None
         self._joined = False
         self._buffers = {name for name, _ in module.named_buffers()}
@@ -228,6 +230,15 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         return self.root(entry[0].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()))
 
+    def of_vector(self, tensor: Tensor) -> Tensor | None:
+        """Labels of a gain, bias or statistic that is copied before it meets units, one an entry; None otherwise."""
+        view = self.view_of(tensor)
+        if view is None or tensor.dim() != 1 or len(tensor) < 2 or not tensor.is_floating_point():
+            return None
+        units = self.produce(view, 0, len(tensor), "buffer" if view.name in self._buffers else "gain")
+        self._of_vectors.update([] if units is None else units.tolist())
+        return units
+
     def put(self, tensor: Tensor, labels: Tensor) -> None:
         """Write ``labels`` (broadcast to its shape) beside ``tensor``."""
         key = _storage(tensor)
@@ -309,7 +320,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             meet &= ~unmeet
         count = len(self._parents)
         for pair in torch.unique(one[meet] * count + other[meet]).tolist():
-            first, second = sorted(map(self._find, divmod(pair, count)))
+            first, second = sorted(
+                map(self._find, divmod(pair, count)), key=lambda unit: (unit in self._of_vectors, unit)
+            )
             self._parents[second] = first
         self._joined, self._roots = True, None
 

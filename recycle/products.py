@@ -24,7 +24,13 @@ def matrix_product(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Ten
     if columns is not None and not kwargs and view is not None:  # unscaled: no alpha, no beta
         columns.biases.append(view.name)
     known = labels.of(out)
-    if known is not None and view is not None and bias.dim() == 1 and labels.view_of(right) is not None:
+    if (
+        columns is not None
+        and known is not None
+        and view is not None
+        and bias.dim() == 1
+        and labels.view_of(right) is not None
+    ):
         labels.own(view, 0, known[0], "bias", short(op))
         return
     if known is None:
@@ -46,18 +52,22 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
     assert view is not None
     w_in, x_in = (inner[0], inner[1]) if weight_left else (inner[1], inner[0])
     w_out = None if weight.dim() == 1 else (weight.dim() - 2 if weight_left else weight.dim() - 1)
-    batched = weight.dim() == 3 and weight.shape[0] > 1 and weight.stride(0) != 0
-    if batched or view.dims[w_in] is None:
-        labels.use_whole([weight], op)
-        labels.freeze(labels.of(data), f"{short(op)} reads {view.name!r} through a view that no rule covers")
-        return None
+    batched = weight.dim() == 3 and weight.shape[0] > 1 and weight.stride(0) != 0  # a unit is one in each matrix
     known = labels.of(data)
     vector = torch.zeros(data.shape[x_in], dtype=torch.int64) if known is None else labels.along(known, x_in)
+    if known is not None and vector is None and _mixes_along(labels, op, weight, view, known, x_in, out):
+        return None
+    if view.dims[w_in] is None:
+        labels.use_whole([weight], op)
+        labels.freeze(known, f"{short(op)} reads {view.name!r} through a view that no rule covers")
+        return None
     if vector is None:
         labels.freeze(known, f"{short(op)} with {view.name!r} meets units laid out differently from row to row")
         labels.use_whole([weight], op)
         return None
     columns = labels.consume(view, w_in, vector, data, padded=False, op=short(op))
+    if columns is not None:
+        columns.batched |= batched
     if w_out is not None:
         units = labels.produce(view, w_out, weight.shape[w_out])
         if units is None:
@@ -67,6 +77,24 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
             shape[out.dim() - (2 if weight_left and data.dim() > 1 else 1)] = -1
             labels.put(out, units.to(out.device).reshape(shape))
     return columns
+
+
+def _mixes_along(
+    labels: UnitLabels, op: Any, weight: Tensor, view: View, known: Tensor, axis: int, out: Tensor
+) -> bool:
+    """Whether a parameter mixes each unit's values along an axis of time or positions: the unit stays what it is."""
+    top = known.amax(axis, keepdim=True)
+    if not bool(((known == top) | (known == UNIFORM)).all()):
+        return False
+    own = labels.along(known, 0) if weight.dim() == 3 and axis != 0 and view.dims[0] is not None else None
+    if own is not None and len(own) == weight.shape[0]:
+        labels.own(view, 0, own, "gain", short(op))  # a matrix for each unit
+    else:
+        labels.use_whole([weight], op)
+        if known.dim() > 2:
+            labels.part(top.flatten(1))
+    labels.put(out, top if out.dim() == known.dim() else top.squeeze(axis))
+    return True
 
 
 def _free_product(

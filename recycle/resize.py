@@ -212,6 +212,8 @@ def why_layers_are_fixed(group: UnitGroup) -> str:
     for axis in (*group.incoming, *group.outgoing):
         owner, _, leaf = axis.name.rpartition(".")
         layer = group.module.get_submodule(owner)
+        if isinstance(layer, torch.jit.ScriptModule):
+            return f"{owner!r} is scripted, and its sizes are constants of the script"
         shared = isinstance(layer, nn.RNNBase) and (layer.num_layers > 1 or layer.bidirectional or layer.proj_size)
         if shared and not (leaf.startswith("weight_ih_l0") and axis in group.outgoing):
             kind = type(layer).__name__

@@ -140,7 +140,7 @@ def _movement(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
     targets = list(tensors_in(out))
     if op._schema.name == "aten::_to_copy" and labels.alias(targets[0], operands[0]):
         return
-    labels.use_whole(operands, op)
+    labels.use_whole([t for t in operands if labels.of_vector(t) is None], op)
     names = [a.name for a in op._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     moving = _indexed_by_data(labels, given)
@@ -188,7 +188,12 @@ def _on_integers(op: Any, given: dict[str, Any]) -> Any:
 def _relabel(labels: UnitLabels, value: Any) -> Any:
     if isinstance(value, Tensor):
         known = labels.of(value)
-        return torch.zeros(value.shape, dtype=torch.int64, device=value.device) if known is None else known.clone()
+        known = labels.of_vector(value) if known is None else known
+        return (
+            torch.zeros(value.shape, dtype=torch.int64, device=value.device)
+            if known is None
+            else known.to(value.device, copy=True)
+        )
     if isinstance(value, (list, tuple)):
         return [_relabel(labels, v) for v in value]
     return NONE  # a number

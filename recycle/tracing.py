@@ -36,10 +36,12 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
 
     Raises:
         TypeError: ``module`` is no module, or there is no call.
-        NotRecyclable: a call fails.
+        NotRecyclable: a call fails, or the whole ``module`` is a scripted one.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NotRecyclable("a scripted module names no layers; trace the network that was scripted (parts may be)")
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
     with undisturbed(module):
@@ -195,7 +197,12 @@ def _counting(module: nn.Module, uses: Counter[str]) -> Iterator[None]:
             handle.remove()
 
 
-_STOCHASTIC = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
+_STOCHASTIC = (
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.RNNBase,
+)
 
 
 # -- from labels to groups ---------------------------------------------------------------------------------
@@ -367,7 +374,7 @@ def _consumer(
     owner, _, leaf = name.rpartition(".")
     weight = getattr(module.get_submodule(owner), leaf)
     bias = None
-    if len(set(columns.biases)) == 1 and len(columns.biases) == columns.calls:
+    if not columns.batched and len(set(columns.biases)) == 1 and len(columns.biases) == columns.calls:
         owner, _, leaf = columns.biases[0].rpartition(".")
         held = getattr(module.get_submodule(owner), leaf)
         whole = weight.dim() > 1 and held.numel() == weight.shape[1 if dim == 0 else 0]

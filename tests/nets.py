@@ -1149,9 +1149,26 @@ def group_norm() -> nn.Module:
     )  # fmt: skip
 
 
-@zoo(rows((2, 4, 4)), either=True)
+@zoo(
+    rows((2, 4, 4)),
+    groups={"0": 4, "3": 6},
+    frozen={"7": "output"},
+    train=True,
+    kill={"0": "1.bias"},
+    owned={
+        "0": lambda u: [*_linear("0", "3")(u), ("1.weight", at[u]), ("1.bias", at[u])],
+        "3": lambda u: [
+            *[("3.weight", at[u]), ("3.bias", at[u]), *_batchnorm("4", u)],
+            ("7.weight", at[:, 4 * u : 4 * u + 4]),
+        ],
+    },
+)
 def instance_norm() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True), ReLU(), nn.Flatten(), Linear(36, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True), ReLU(),
+        nn.Conv2d(4, 6, 2), nn.InstanceNorm2d(6, affine=True, track_running_stats=True), nn.Tanh(),
+        nn.Flatten(), Linear(24, 3),
+    )  # fmt: skip
 
 
 @zoo(rows((5,)), groups={"0": 8}, frozen={"3": "output"}, inexact={"0": "aten.meanmixestheunits"})
@@ -1738,6 +1755,81 @@ def einsum() -> nn.Module:
     return Wire(forward, W1=weights(8, 5), W2=weights(3, 8))
 
 
+@zoo(rows((4, 5)), groups={"fc": 8}, frozen={"mix": "as a whole", "out": "output"}, owned={"fc": _linear("fc", "out")})
+def einsum_over_time() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.einsum("btc,ts->bsc", torch.tanh(m.fc(x)), m.mix))
+
+    return Wire(forward, fc=Linear(5, 8), mix=weights(4, 3), out=Linear(8, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"fc": 8},
+    frozen={"out": "output"},
+    kill={"fc": "fc.bias"},
+    owned={"fc": lambda u: [*_linear("fc", "out")(u), ("filters", at[:, :, u])]},
+)
+def einsum_with_a_filter_for_each_unit() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.einsum("btc,tsc->bsc", F.relu(m.fc(x)), m.filters))
+
+    return Wire(forward, fc=Linear(5, 8), filters=weights(4, 3, 8), out=Linear(8, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"fc": 6, "up": 8},
+    frozen={"tokens1": "as a whole", "tokens2": "as a whole", "out": "output"},
+    kill={"up": "up.bias"},
+    owned={
+        "fc": lambda u: [*_linear("fc", "up", "out")(u), ("down.weight", at[u]), ("down.bias", at[u])],
+        "up": _linear("up", "down"),
+    },
+)
+def mlp_mixer() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.fc(x)
+        h = h + m.tokens2(F.gelu(m.tokens1(h.transpose(1, 2)))).transpose(1, 2)
+        return m.out((h + m.down(F.relu(m.up(h)))).mean(1))
+
+    tokens = {"tokens1": Linear(4, 7), "tokens2": Linear(7, 4)}
+    return Wire(forward, fc=Linear(5, 6), up=Linear(6, 8), down=Linear(8, 6), out=Linear(6, 3), **tokens)
+
+
+@zoo(rows((4, 5)), groups={"fc1": 8, "fc2": 6}, frozen={"out": "output"}, **_RELU_THREE)
+def graph_convolution() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.bmm(m.neighbours.expand(len(x), 4, 4), F.relu(m.fc1(x)))
+        return m.out((m.neighbours @ F.relu(m.fc2(h))).amax(1))
+
+    neighbours = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25], [0, 0, 0.5, 0.5]])
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), neighbours=neighbours, out=Linear(6, 3))
+
+
+@zoo(
+    rows((5,)),
+    groups={"W1": 8, "W2": 6},
+    frozen={"W3": "output"},
+    owned={
+        "W1": lambda u: [("W1", at[:, :, u]), ("b1", at[:, :, u]), ("W2", at[:, u])],
+        "W2": lambda u: [("W2", at[:, :, u]), ("b2", at[:, :, u]), ("W3", at[:, u])],
+    },
+    unfoldable={"W1": "bias"},
+    homogeneous=frozenset({"W1", "W2"}),
+)
+def ensemble_in_one_tensor() -> nn.Module:
+    """A unit is one neuron in each member: they are split and recycled together."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(torch.baddbmm(m.b1, x.expand(2, *x.shape), m.W1))
+        h = F.relu(torch.bmm(h, m.W2) + m.b2)
+        return torch.bmm(h, m.W3)
+
+    matrices = {"W1": weights(2, 5, 8), "W2": weights(2, 8, 6), "W3": weights(2, 6, 3)}
+    return Wire(forward, b1=weights(2, 1, 8), b2=weights(2, 1, 6), **matrices)
+
+
 @zoo(rows((5,)), groups={"fc2": 6}, frozen={"fc1": "", "out": "output"})
 def masked_weights() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -2012,3 +2104,109 @@ def lstm_with_projection() -> nn.Module:
         lstm=nn.LSTM(3, 6, proj_size=4, batch_first=True),
         out=Linear(4, 3),
     )
+
+
+# ---------------------------------------------------------------- zeros beside units, copies, compiled layers
+
+
+@zoo(
+    rows((2, 4, 4)),
+    groups={"conv1": 4},
+    frozen={"out": "output"},
+    kill={"conv1": "conv1.bias"},
+    owned={"conv1": lambda u: [("conv1.weight", at[u]), ("conv1.bias", at[u]), ("out.weight", at[:, 2 + u])]},
+    unfoldable={"conv1": "zeros"},
+)
+def channels_padded_with_zeros() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(F.pad(F.relu(m.conv1(x)), (0, 0, 0, 0, 2, 1)).amax((2, 3)))
+
+    return Wire(forward, conv1=nn.Conv2d(2, 4, 2), out=Linear(7, 3))
+
+
+@zoo(rows((2, 6)), groups={"conv1": 4, "conv2": 6}, frozen={"out": "output"}, unfoldable={"conv1": "zeros"})
+def causal_convolutions() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.conv1(F.pad(x, (2, 0))))
+        h = F.elu(m.conv2(F.pad(h, (4, 0))))
+        return m.out(h[:, :, -1])
+
+    parts = {"conv1": nn.Conv1d(2, 4, 3), "conv2": nn.Conv1d(4, 6, 3, dilation=2), "out": Linear(6, 3)}
+    return Wire(forward, **parts)
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc": 8},
+    frozen={"out": "output"},
+    kill={"fc": "fc.bias"},
+    owned={"fc": lambda u: [("fc.weight", at[u]), ("fc.bias", at[u]), ("out.weight", at[:, SHUFFLED.index(u)])]},
+)
+def gathered_by_a_constant() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        order = torch.tensor(SHUFFLED).expand(len(x), 8)
+        return m.out(torch.gather(F.relu(m.fc(x)), 1, order))
+
+    return Wire(forward, fc=Linear(5, 8), out=Linear(8, 3))
+
+
+@zoo(
+    rows((5,)),
+    groups={"fa": 4, "fb": 3},
+    frozen={"out": "output"},
+    kill={"fa": "fa.bias"},
+    owned={
+        "fa": lambda u: [("fa.weight", at[u]), ("fa.bias", at[u]), ("out.weight", at[:, 1 + u])],
+        "fb": lambda u: [("fb.weight", at[u]), ("fb.bias", at[u]), ("out.weight", at[:, 6 + u])],
+    },
+)
+def written_in_slices() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 10)
+        h[:, 1:5] = F.relu(m.fa(x))
+        h[:, 6:9] = torch.tanh(m.fb(x))
+        return m.out(h)
+
+    return Wire(forward, fa=Linear(5, 4), fb=Linear(5, 3), out=Linear(10, 3))
+
+
+@zoo(
+    rows((2, 5, 5)),
+    groups={"conv": 4, "fc": 6},
+    frozen={"out": "output"},
+    kill={"conv": "conv.bias", "fc": "fc.bias"},
+    owned={"conv": _linear("conv", "fc"), "fc": _linear("fc", "out")},
+)
+def linear_over_channels_last() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.conv(x)).permute(0, 2, 3, 1).contiguous()
+        return m.out(F.relu(m.fc(h)).mean((1, 2)))
+
+    return Wire(forward, conv=nn.Conv2d(2, 4, 2), fc=Linear(4, 6), out=Linear(6, 3))
+
+
+@zoo(
+    rows((2, 5, 5)),
+    groups={"0": 4, "2": 6},
+    frozen={"5": "output"},
+    owned={"2": lambda u: [("2.weight", at[u]), ("2.bias", at[u]), ("5.weight", at[:, 9 * u : 9 * u + 9])]},
+)
+def channels_last_memory() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(2, 4, 2), ReLU(), nn.Conv2d(4, 6, 2), nn.Tanh(), nn.Flatten(), Linear(54, 3))
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc1": 8, "fc2": 6},
+    frozen={"out": "output"},
+    kill={"fc1": "fc1.bias", "fc2": "fc2.bias"},
+    owned={"fc1": lambda u: [*_linear("fc1", "fc2")(u), ("gain", at[2 * u if u < 4 else 15 - 2 * u])]},
+)
+def gain_copied_before_it_is_used() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        gains = torch.cat([m.gain, m.gain.flip(0)])
+        h = F.relu(m.fc1(x)) * gains[::2]
+        return m.out(F.relu(m.fc2(h)))
+
+    return Wire(forward, fc1=Linear(5, 8), gain=nn.Parameter(torch.rand(8) + 0.5), fc2=Linear(8, 6), out=Linear(6, 3))

@@ -49,6 +49,7 @@ NO_MATTER = {
     "heads_by_hand": "k.bias",
     "heads_of_a_fixed_size": "k.bias",
     "queries_that_share_keys": "k.bias",
+    "instance_norm": "0.bias",
     "two_lstm_layers": "lstm.weight_hh_l1_reverse",
 }
 

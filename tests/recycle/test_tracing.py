@@ -611,3 +611,77 @@ def test_statistics_computed_from_a_buffer_belong_to_the_units_they_meet(inputs,
     held = {axis.name: axis.role for axis in group.incoming}
     assert held == {"fc.weight": "weight", "fc.bias": "bias", **({"variance": "buffer"} if hidden else {})}
     assert group.width == 5 and group.exact and graph.frozen == {"head": "reaches the module's output"}
+
+
+def wrapped(how: str) -> nn.Module:
+    """A network of which a part, or all, runs through something other than eager modules."""
+    inner: Any = built(lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU()))
+    if how == "scripted part":
+        inner = torch.jit.script(inner)
+    elif how == "traced part":
+        inner = torch.jit.trace(inner, X)
+    elif how == "compiled part":
+        inner = torch.compile(inner, backend="aot_eager")
+    net = built(lambda: Wire(lambda m, x: m.head(m.body(x)), body=inner, head=nn.Linear(4, 2)))
+    return torch.compile(net, backend="aot_eager") if how == "compiled" else net  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("how", ["scripted part", "traced part", "compiled part", "compiled"])
+def test_scripted_and_compiled_networks_are_traced_and_split(how: str) -> None:
+    net = wrapped(how)
+    net(X)  # compiled before it is traced
+    graph = traced(net, X)
+    first, second = (name.replace("_orig_mod.", "") for name in (group.name for group in graph))
+    assert (first, second) == ("body.0", "body.2")
+    assert [(g.width, g.exact) for g in graph] == [(6, True), (4, True)]
+    for group in graph:
+        recycle.apply(recycle.Reset([1]), group)
+        before = net(X)
+        recycle.apply(Split([0], into=[1], share=0.3), group)
+        torch.testing.assert_close(net(X), before, rtol=1e-12, atol=1e-12)
+        assert group.resizable == ("compiled" in how)
+        if group.resizable:
+            recycle.apply(recycle.Prune([group.width - 1]), group)
+            recycle.apply(Split([0], share=0.5), group)
+            assert net(X).isfinite().all()
+        else:
+            assert "is scripted, and its sizes are constants of the script" in group.why_fixed
+
+
+def test_a_network_that_is_scripted_as_a_whole_is_refused() -> None:
+    net = torch.jit.script(mlp())
+    with pytest.raises(NotRecyclable, match="a scripted module names no layers; trace the network that was scripted"):
+        recycle.trace(net, lambda: net(X))
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "lstm"])
+def test_units_are_the_same_under_autocast(kind: str) -> None:
+    makes: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+        "linear": (lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 2)), X),
+        "convolution": (
+            lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=2),
+                                  nn.Flatten(), nn.Linear(36, 2)), IMAGE),
+        "lstm": (
+            lambda: Wire(lambda m, x: m.head(m.lstm(x)[0]), lstm=nn.LSTM(3, 4), head=nn.Linear(4, 2)), X[None]),
+    }  # fmt: skip
+    net, x = built(makes[kind][0]).float(), makes[kind][1].float()
+
+    def call() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            found: Tensor = net(x)
+        return found
+
+    mixed, plain = recycle.trace(net, call), recycle.trace(net, lambda: net(x))
+    assert call().dtype == torch.bfloat16
+
+    def described(graph: Any) -> list[Any]:
+        return [(g.name, g.exact, [(a.name, a.dim, a.index.tolist()) for a in (*g.incoming, *g.outgoing)])
+                for g in graph]  # fmt: skip
+
+    assert described(mixed) == described(plain)
+    assert len(mixed) and mixed.frozen == plain.frozen
+    for group in mixed:
+        recycle.apply(recycle.Reset([1]), group)
+        before = net(x)
+        recycle.apply(Split([0], into=[1]), group)
+        torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
