@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -22,7 +23,6 @@ import recycle
 from agents.elastic import remember_widths
 from agents.networks import Network, networks_of
 from recycle import Graph, Recycler, Report
-from recycle.edits import resizes
 from recycle.methods import Method
 from recycle.names import did_you_mean
 
@@ -30,6 +30,9 @@ TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplic
 """Fractions that are logged for each network (weighted by width) and for each group."""
 
 _ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+_WATCHING: WeakKeyDictionary[BaseAlgorithm, list[Recycler]] = WeakKeyDictionary()
+"""Those with hooks on a model that trains, or did when it was interrupted: SB3 tells callbacks of no exception."""
 
 
 class RecycleCallback(BaseCallback):
@@ -117,6 +120,8 @@ class RecycleCallback(BaseCallback):
                 "model.train has been replaced (rl-zoo's ParallelTrainCallback does that): the weights are then "
                 "changed by another thread, and no moment is safe for an edit. Remove it"
             )
+        for recycler in _WATCHING.pop(self.model, []):  # of a learn() that was interrupted
+            recycler.detach()
         self.prepare(self.model)
 
     def prepare(self, model: BaseAlgorithm) -> None:
@@ -144,13 +149,14 @@ class RecycleCallback(BaseCallback):
             self._last_event = self.num_timesteps - self._since
         for recycler in self.recyclers.values():
             recycler.attach()
+        _WATCHING.setdefault(self.model, []).extend(self.recyclers.values())
         self._write_layout()
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps - self._last_event >= self.every:
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
-            reports = {name: r.observe() if early else r.step() for name, r in self.recyclers.items()}
+            reports = self._observe() if early else self._step()
             for name, report in reports.items():
                 self._networks[name].follow(self.recyclers[name].graph, report)
             self._event(reports)
@@ -172,6 +178,7 @@ class RecycleCallback(BaseCallback):
             self._save()
         for recycler in self.recyclers.values():
             recycler.detach()
+        _WATCHING.pop(self.model, None)
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -203,6 +210,24 @@ class RecycleCallback(BaseCallback):
 
     # -- an event ------------------------------------------------------------------------------------------
 
+    def _observe(self) -> dict[str, Report]:
+        return {name: recycler.observe() for name, recycler in self.recyclers.items()}
+
+    def _step(self) -> dict[str, Report]:
+        """Edit all networks. Ctrl-C may come between two of their layers: what was resized by then can be saved."""
+        before = self._widths()
+        try:
+            return {name: recycler.step() for name, recycler in self.recyclers.items()}
+        except BaseException:
+            self._owner = None  # half of the books are of before: the next learn() begins anew
+            raise
+        finally:
+            if self._widths() != before:
+                remember_widths(self.model)
+
+    def _widths(self) -> list[list[int]]:
+        return [[group.width for group in recycler.graph] for recycler in self.recyclers.values()]
+
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
         logger = Logger(self.logger.get_dir(), self.logger.output_formats)  # a row of our own: theirs is half full
@@ -212,8 +237,6 @@ class RecycleCallback(BaseCallback):
             self._record(logger, name, report)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
-        if any(resizes(edit) for report in reports.values() for _, edit in report.edits):
-            remember_widths(self.model)
         self._write_edits(reports)
         self._save()
         infos = self.locals.get("infos")

@@ -196,6 +196,8 @@ class Recycler:
         return Report(self.events, groups, tuple(edits))
 
     def _why_unseen(self, group: UnitGroup, stats: Stats) -> str:
+        if self.tracker.outdated:
+            return self.tracker.outdated
         if group.name in self.tracker.unobserved:
             return f"unobserved: {self.tracker.unobserved[group.name]}"
         if not stats.samples:
@@ -275,7 +277,7 @@ class Recycler:
 
     def _certified(self) -> dict[str, float]:
         """The fraction of certified units of each group, if there is anything to tell it by."""
-        proofs = {} if self.certify is None else self.certify()
+        proofs = {} if self.certify is None or self.tracker.outdated else self.certify()
         return {name: float(units.double().mean()) for name, units in proofs.items()}
 
     def _report(self, group: UnitGroup, stats: Stats, note: str, certified: Mapping[str, float]) -> GroupReport:
