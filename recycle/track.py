@@ -74,7 +74,7 @@ class Tracker:
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = (
-                    "a consumer is no Linear, Conv or last recurrent layer, so no hook sees what it reads"
+                    "a consumer is no Linear, Conv or first or last recurrent layer, so no hook sees what it reads"
                 )
             self._windows[group.name] = [Window() for _ in (*points, *_norms(group, points))]
             self._consumers[group.name] = len(points)
@@ -242,6 +242,7 @@ class Tracker:
         self, window: Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         act = args[0] if args else kwargs.get("input")
+        act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             window.add(_per_unit(act.detach(), layer, index))
 
