@@ -16,6 +16,7 @@ from torch import nn
 
 import recycle
 from agents import RecycleCallback, attach, train
+from agents import inspect as look
 from agents.algorithms import ALGOS, algorithm, algorithm_of
 from agents.inspect import Args, inspect
 from agents.networks import networks_of
@@ -26,6 +27,7 @@ from recycle.report import Report
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+gym.register("Masked-v0", lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=2), max_episode_steps=50)
 ON_POLICY = [PPO, A2C, TRPO, MaskablePPO, RecurrentPPO]
 ACTOR_AND_CRITIC = [SAC, TD3, DDPG, TQC, CrossQ]
 EVERY = [*ON_POLICY, DQN, QRDQN, *ACTOR_AND_CRITIC]
@@ -502,16 +504,27 @@ def test_a_saved_model_can_be_looked_at(kind, tmp_path):
         assert part.stats(first).samples >= 40 and part.stats(first).dead[[1, 2]].all()
 
 
-@pytest.mark.parametrize(
-    ("algo", "env", "policy"),
-    [("sac", "Pendulum-v1", "SACPolicy"), ("recurrent_ppo", "CartPole-v1", "RecurrentActorCriticPolicy")],
-)
-def test_algorithms_train_from_the_command_line(algo, env, policy, tmp_path, capsys):
-    options = ["--hyperparams", "n_steps:16", "batch_size:16"] if algo != "sac" else ["--hyperparams", "batch_size:8"]
-    words = ["--algo", algo, "--env", env, "-n", "48", "--every", "16", "--log-folder", str(tmp_path), *options]
-    assert train.main([*words, "--policy-kwargs", "net_arch:[8]", "activation_fn:relu"]) == 0
+@pytest.mark.parametrize("algo", ALGOS)
+def test_algorithms_train_from_the_command_line_and_are_looked_at(algo, tmp_path, capsys):
+    kind = algorithm(algo)
+    env = "Masked-v0" if kind is MaskablePPO else "Pendulum-v1" if kind in ACTOR_AND_CRITIC else "CartPole-v1"
+    size = ["n_steps:16"] * (kind in ON_POLICY) + ["batch_size:8"] * (kind is not A2C)
+    words = ["--algo", algo, "--env", env, "-n", "128", "--every", "40", "--log-folder", str(tmp_path)]
+    options = ["--policy-kwargs", "net_arch:[8]", "activation_fn:relu", "--hyperparams", *size]
+    assert train.main([*words, *options]) == 0
     (config,) = tmp_path.rglob("config.yaml")
-    assert f"policy_class: {policy}" in config.read_text() and (config.parent / "model.zip").exists()
+    assert f"policy_class: {type(build(kind).policy).__name__}" in config.read_text()
+    assert (config.parent / "edits.jsonl").read_text()
+    capsys.readouterr()
+    assert look.main([str(config.parent / "model.zip"), "--env", env, "--steps", "40"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{network}: units over " in shown for network in GROUPS[kind])
+
+
+def test_an_environment_without_masks_is_one_line(tmp_path, capsys):
+    assert train.main(["--algo", "maskable_ppo", "--env", "CartPole-v1", "--log-folder", str(tmp_path)]) == 2
+    assert "this one has no method action_masks(). Use ppo" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("algo", "env"), [("tqc", "CartPole-v1"), ("qrdqn", "Pendulum-v1")])
