@@ -9,6 +9,7 @@ import torch
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -286,7 +287,7 @@ def test_looking_leaves_no_trace(kind):
     assert all(p.grad is None for p in model.policy.parameters())
 
 
-@pytest.mark.parametrize("kind", [PPO, RecurrentPPO, DQN, SAC, CrossQ], ids=named)
+@pytest.mark.parametrize("kind", EVERY, ids=named)
 def test_two_environments_and_normalised_observations(kind):
     name = "Pendulum-v1" if kind in ACTOR_AND_CRITIC else "CartPole-v1"
     model = build(kind, env=VecNormalize(make_vec_env(name, n_envs=2, seed=0)))
@@ -448,6 +449,42 @@ def test_live_states_follow_an_edit_of_recurrent_units(options):
                 assert torch.equal(now, wanted)
                 assert side not in followed or not torch.equal(was, now)
     learn(model, 48)
+
+
+class Recurrent:
+    """Splits recurrent unit 3 into unit 5, at every event."""
+
+    needs = ("minimum",)
+
+    def __call__(self, group, stats):
+        return [Split([3], [5])] if group.name == "lstm_actor" else []
+
+
+def test_the_next_rollout_begins_with_states_that_followed():
+    model = build(RecurrentPPO, env=make_vec_env("CartPole-v1", n_envs=3, seed=0))
+    seen = []
+
+    class States(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            seen.append(copy.deepcopy(self.model._last_lstm_states.pi))
+
+        def _on_training_start(self):
+            self.stored = []
+
+        def _on_rollout_end(self):
+            self.stored.append(self.model.rollout_buffer.hidden_states_pi[0, 0].copy())
+
+    before, after = States(), States()
+    ours = RecycleCallback(method=f"{__name__}:Recurrent", every=48, sample_every=1)
+    learn(model, 144, CallbackList([before, ours, after]))
+    old, new = seen[2:4]  # around the first event
+    for was, now in zip(old, new, strict=True):
+        assert torch.equal(now[0, :, 5], was[0, :, 3]) and not torch.equal(was[0, :, 5], was[0, :, 3])
+        assert torch.equal(now[0, :, :5], was[0, :, :5])
+    assert np.array_equal(after.stored[1][:, 5], after.stored[1][:, 3])  # the buffer's first row is the live state
 
 
 def test_a_split_recurrent_unit_acts_as_before_from_the_live_state():
