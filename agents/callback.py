@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -26,7 +27,6 @@ from agents.layered import CReLU
 from agents.networks import Network, evaluating, networks_of
 from agents.observations import recent
 from recycle import Graph, Recycler, Report
-from recycle.edits import resizes
 from recycle.interventions import Inject
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.together import check_together
@@ -43,6 +43,9 @@ _OF_LAYERS = (
 
 _QUIET = ("stdout", "log")
 _ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+_WATCHING: WeakKeyDictionary[BaseAlgorithm, list[Recycler]] = WeakKeyDictionary()
+"""Those with hooks on a model that trains, or did when it was interrupted: SB3 tells callbacks of no exception."""
 
 
 class RecycleCallback(BaseCallback):
@@ -137,6 +140,8 @@ class RecycleCallback(BaseCallback):
                 "model.train has been replaced (rl-zoo's ParallelTrainCallback does that): the weights are then "
                 "changed by another thread, and no moment is safe for an edit. Remove it"
             )
+        for recycler in _WATCHING.pop(self.model, []):  # of a learn() that was interrupted
+            recycler.detach()
         self.prepare(self.model)
 
     def prepare(self, model: BaseAlgorithm) -> None:
@@ -166,6 +171,7 @@ class RecycleCallback(BaseCallback):
             self._last_event = self.num_timesteps - self._since
         for recycler in self.recyclers.values():
             recycler.attach()
+        _WATCHING.setdefault(self.model, []).extend(self.recyclers.values())
         self._write_layout()
 
     def _on_rollout_start(self) -> None:
@@ -173,7 +179,7 @@ class RecycleCallback(BaseCallback):
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
             self._batch = self._batch if self._next_batch is None else self._next_batch
-            reports = {name: r.observe() if early else r.step() for name, r in self.recyclers.items()}
+            reports = self._observe() if early else self._step()
             for name, report in reports.items():
                 self._networks[name].follow(self.recyclers[name].graph, report)
             self._event(reports)
@@ -201,6 +207,7 @@ class RecycleCallback(BaseCallback):
             self._save()
         for recycler in self.recyclers.values():
             recycler.detach()
+        _WATCHING.pop(self.model, None)
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -243,6 +250,24 @@ class RecycleCallback(BaseCallback):
 
     # -- an event ------------------------------------------------------------------------------------------
 
+    def _observe(self) -> dict[str, Report]:
+        return {name: recycler.observe() for name, recycler in self.recyclers.items()}
+
+    def _step(self) -> dict[str, Report]:
+        """Edit all networks. Ctrl-C may come between two of their layers: what was resized by then can be saved."""
+        before = self._widths()
+        try:
+            return {name: recycler.step() for name, recycler in self.recyclers.items()}
+        except BaseException:
+            self._owner = None  # half of the books are of before: the next learn() begins anew
+            raise
+        finally:
+            if self._widths() != before:
+                remember_widths(self.model)
+
+    def _widths(self) -> list[list[int]]:
+        return [[group.width for group in recycler.graph] for recycler in self.recyclers.values()]
+
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
         logger = Logger(self.logger.get_dir(), self.logger.output_formats)  # a row of our own: theirs is half full
@@ -252,8 +277,6 @@ class RecycleCallback(BaseCallback):
             self._record(logger, name, report)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
-        if any(resizes(edit) for report in reports.values() for _, edit in report.edits):
-            remember_widths(self.model)
         if any(isinstance(made, Inject) for report in reports.values() for made in report.interventions):
             remember_injection(self.model)
         self._write_edits(reports)

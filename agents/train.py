@@ -274,6 +274,11 @@ def _model(args: Args, env: VecEnv) -> BaseAlgorithm:
     if isinstance(policy_kwargs.get("activation_fn"), str):
         policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
     _check_actions(args.algo, env.action_space)
+    if args.algo == "maskable_ppo" and not env.has_attr("action_masks"):
+        raise ValueError(
+            "maskable_ppo asks the environment which actions are allowed, and this one has no method action_masks(). "
+            "Use ppo, or an environment that has one"
+        )
     policy = _policy(env.observation_space, "Lstm" * (args.algo == "recurrent_ppo"))
     policy = policy if args.policy == "auto" else args.policy
     if args.layer_norm or args.crelu:

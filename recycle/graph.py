@@ -107,10 +107,10 @@ class Observer:
         return self.index.shape[1] == 1 and torch.equal(self.index[:, 0], torch.arange(self.size))
 
     def value(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """What shows them in a call of the layer. A recurrent layer returns a tuple, perhaps of packed sequences."""
-        if not self.at_output:
-            return args[0] if args else kwargs.get("input")
+        """What shows them in a call of the layer. Recurrent layers take and return packed sequences, too."""
         first = output[0] if isinstance(output, tuple) and not hasattr(output, "batch_sizes") else output
+        if not self.at_output:
+            first = args[0] if args else kwargs.get("input")
         return getattr(first, "data", first)
 
 
@@ -197,7 +197,7 @@ class UnitGroup:
         for axis in self.outgoing:
             owner, _, leaf = axis.name.rpartition(".")
             consumer = self.module.get_submodule(owner)
-            if axis.hooked and leaf == "weight" and plain(consumer):
+            if axis.hooked and ((leaf == "weight" and plain(consumer)) or _first_recurrent(consumer, leaf)):
                 if not axis.sources <= seen:
                     found.append(Observer(owner, axis.index, axis.size(self.tensor(axis.name))))
                 seen |= axis.sources
@@ -335,6 +335,13 @@ def _recurrent_width(layer: nn.Module, leaf: str) -> int:
     if isinstance(layer, nn.RNNBase) and leaf.startswith(f"weight_hh_l{layer.num_layers - 1}"):
         return int(layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
     return 0
+
+
+def _first_recurrent(layer: nn.Module, leaf: str) -> bool:
+    """Whether a weight meets what torch's own recurrent layer or cell is called with."""
+    kinds = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+    own = any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+    return own and leaf in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
 
 
 def _under(group: str, name: str) -> bool:

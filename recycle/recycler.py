@@ -322,6 +322,8 @@ class Recycler:
         return [Anchor(pull, self.graph.module, self.optimizers) for pull in pulls]
 
     def _why_unseen(self, group: UnitGroup, stats: Stats) -> str:
+        if self.tracker.outdated:
+            return self.tracker.outdated
         if group.name in self.tracker.unobserved:
             return f"unobserved: {self.tracker.unobserved[group.name]}"
         if not stats.samples:
@@ -407,7 +409,7 @@ class Recycler:
 
     def _certified(self) -> dict[str, float]:
         """The fraction of certified units of each group, if there is anything to tell it by."""
-        proofs = {} if self.certify is None else self.certify()
+        proofs = {} if self.certify is None or self.tracker.outdated else self.certify()
         return {name: float(units.double().mean()) for name, units in proofs.items()}
 
     def _report(self, group: UnitGroup, stats: Stats, note: str, certified: Mapping[str, float]) -> GroupReport:

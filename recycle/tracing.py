@@ -188,7 +188,8 @@ def _counting(module: nn.Module, uses: Counter[str]) -> Iterator[None]:
     handles = [
         layer.register_forward_pre_hook(partial(count, name))
         for name, layer in module.named_modules()
-        if hasattr(layer, "weight") and not isinstance(layer, torch.jit.ScriptModule)  # which take no hook
+        if (hasattr(layer, "weight") or isinstance(layer, (nn.RNNBase, nn.RNNCellBase)))
+        and not isinstance(layer, torch.jit.ScriptModule)  # which take no hook
     ]
     try:
         yield

@@ -6,6 +6,7 @@ the device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +53,8 @@ class Tracker:
         self.training_only = training_only
         self.unobserved: dict[str, str] = {}
         """Groups that no hook can watch, and why: they are never recycled."""
+        self.outdated = ""
+        """Why this tracker has stopped for good: something else resized the module. "" while all is well."""
         self.passes = 0
         """Updates so far: steps of the first optimizer, or training passes where no optimizer was given."""
         self.born: dict[str, Tensor] = {}
@@ -63,6 +66,7 @@ class Tracker:
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
+        self._shapes: dict[nn.Module, list[torch.Size]] = {}  # of the watched layers' parameters
         self._incoming: list[list[tuple[Gradients, list[tuple[Tensor, int, Tensor | None]]]]] = []
         self._attached = self._paused = False
         self._resumed_at, self._between_pauses = 0, -1  # in updates; tells when the next pause is to be expected
@@ -74,12 +78,13 @@ class Tracker:
             points = group.observers()
             if not points:
                 self.unobserved[group.name] = (
-                    "a consumer is no Linear, Conv or last recurrent layer, so no hook sees what it reads"
+                    "a consumer is no Linear, Conv or first or last recurrent layer, so no hook sees what it reads"
                 )
             self._windows[group.name] = [Window(firing) for _ in (*points, *_norms(group, points))]
             self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
+        self._measure()
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -90,6 +95,8 @@ class Tracker:
 
     def attach(self) -> None:
         """Begin to watch; a second call does nothing."""
+        if self.outdated:
+            return
         self._attached = True
         self._attach_to_optimizers()
         self._follow()
@@ -213,12 +220,34 @@ class Tracker:
     def _counts(self, layer: nn.Module, value: Any) -> bool:
         """Rollouts, evaluations and target networks run without gradients or in evaluation mode."""
         counts = not self.training_only or (layer.training and torch.is_grad_enabled())
-        return counts and isinstance(value, Tensor) and value.numel() > 0
+        return counts and isinstance(value, Tensor) and value.numel() > 0 and self._knows(layer)
+
+    def _knows(self, layer: nn.Module) -> bool:
+        """Whether a layer is as it was; one that was resized behind the tracker's back ends the watch."""
+        now = _shapes(layer)
+        if now != self._shapes[layer] and not self.outdated:
+            name = next(name for name, module in self.graph.module.named_modules() if module is layer)
+            self.outdated = (
+                f"{name!r} was resized by something other than this tracker's Recycler "
+                f"({_listed(self._shapes[layer])} became {_listed(now)}); trace again and attach a new tracker"
+            )
+            warnings.warn(f"a tracker stops watching: {self.outdated}", stacklevel=2)
+            self.detach()
+            self.clear()
+        return not self.outdated
+
+    def _measure(self) -> None:
+        for group in self.graph:
+            points = group.observers()
+            names = [observer.name for observer in (*points, *_norms(group, points))]
+            layers = [*map(group.module.get_submodule, names), *(layer for layer, _ in group.producers())]
+            self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
         self, window: Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         act = args[0] if args else kwargs.get("input")
+        act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             window.add(_per_unit(act.detach(), layer, index))
 
@@ -279,6 +308,7 @@ class Tracker:
         self._weights[group.name] = Gradients()
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
+        self._measure()
         if self._step_handles:
             self._detach(self._step_handles)
             self._attach_to_optimizers()
@@ -308,7 +338,7 @@ class Tracker:
     def latest(self, group: UnitGroup) -> Tensor | None:
         """Up to 256 activations of the latest sampled pass, ``(values, width)``, or None."""
         windows = self._windows[group.name]
-        return windows[0].latest if windows else None
+        return windows[0].latest if windows and not self.outdated else None
 
     def stats(self, group: UnitGroup, generator: torch.Generator | None = None, event: int = 0) -> Stats:
         """The group's window so far. This is the one place that waits for the device."""
@@ -317,6 +347,7 @@ class Tracker:
         nan = torch.full((group.width,), float("nan"), dtype=torch.double)
         found = dict.fromkeys((*_MOMENTS, "silence", "rarity"), nan)
         finite = True
+        live = not self.outdated  # or else the group's entries are others' by now
         if samples:
             found |= _active(group, [w.read() for w in windows], self._consumers[group.name])
             finite = bool(found["mean_abs"].isfinite().all() and found["variance"].isfinite().all())
@@ -326,12 +357,12 @@ class Tracker:
             gradient=largest([seen.mean(group.width) for seen in self._pre[group.name]], nan),
             weight_gradient=self._weights[group.name].mean(group.width),
             age=(self.passes - self.born[group.name]).double(),
-            incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
-            outgoing_norm=_norm(group, group.outgoing, 1),
+            incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2) if live else nan,
+            outgoing_norm=_norm(group, group.outgoing, 1) if live else nan,
             event=event,
             updates=self.updates,
             finite=finite,
-            settled=_settled(group),
+            settled=_settled(group) if live else None,
             generator=generator,
         )
 
@@ -370,6 +401,14 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
+
+
+def _shapes(layer: nn.Module) -> list[torch.Size]:
+    return [parameter.shape for parameter in layer._parameters.values() if parameter is not None]
+
+
+def _listed(shapes: list[torch.Size]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:

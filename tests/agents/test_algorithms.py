@@ -9,6 +9,7 @@ import torch
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -16,6 +17,7 @@ from torch import nn
 
 import recycle
 from agents import RecycleCallback, attach, train
+from agents import inspect as look
 from agents.algorithms import ALGOS, algorithm, algorithm_of
 from agents.inspect import Args, inspect
 from agents.networks import networks_of
@@ -26,6 +28,7 @@ from recycle.report import Report
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+gym.register("Masked-v0", lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=2), max_episode_steps=50)
 ON_POLICY = [PPO, A2C, TRPO, MaskablePPO, RecurrentPPO]
 ACTOR_AND_CRITIC = [SAC, TD3, DDPG, TQC, CrossQ]
 EVERY = [*ON_POLICY, DQN, QRDQN, *ACTOR_AND_CRITIC]
@@ -284,7 +287,7 @@ def test_looking_leaves_no_trace(kind):
     assert all(p.grad is None for p in model.policy.parameters())
 
 
-@pytest.mark.parametrize("kind", [PPO, RecurrentPPO, DQN, SAC, CrossQ], ids=named)
+@pytest.mark.parametrize("kind", EVERY, ids=named)
 def test_two_environments_and_normalised_observations(kind):
     name = "Pendulum-v1" if kind in ACTOR_AND_CRITIC else "CartPole-v1"
     model = build(kind, env=VecNormalize(make_vec_env(name, n_envs=2, seed=0)))
@@ -448,6 +451,42 @@ def test_live_states_follow_an_edit_of_recurrent_units(options):
     learn(model, 48)
 
 
+class Recurrent:
+    """Splits recurrent unit 3 into unit 5, at every event."""
+
+    needs = ("minimum",)
+
+    def __call__(self, group, stats):
+        return [Split([3], [5])] if group.name == "lstm_actor" else []
+
+
+def test_the_next_rollout_begins_with_states_that_followed():
+    model = build(RecurrentPPO, env=make_vec_env("CartPole-v1", n_envs=3, seed=0))
+    seen = []
+
+    class States(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            seen.append(copy.deepcopy(self.model._last_lstm_states.pi))
+
+        def _on_training_start(self):
+            self.stored = []
+
+        def _on_rollout_end(self):
+            self.stored.append(self.model.rollout_buffer.hidden_states_pi[0, 0].copy())
+
+    before, after = States(), States()
+    ours = RecycleCallback(method=f"{__name__}:Recurrent", every=48, sample_every=1)
+    learn(model, 144, CallbackList([before, ours, after]))
+    old, new = seen[2:4]  # around the first event
+    for was, now in zip(old, new, strict=True):
+        assert torch.equal(now[0, :, 5], was[0, :, 3]) and not torch.equal(was[0, :, 5], was[0, :, 3])
+        assert torch.equal(now[0, :, :5], was[0, :, :5])
+    assert np.array_equal(after.stored[1][:, 5], after.stored[1][:, 3])  # the buffer's first row is the live state
+
+
 def test_a_split_recurrent_unit_acts_as_before_from_the_live_state():
     model = build(RecurrentPPO)
     learn(model, 32)
@@ -502,16 +541,27 @@ def test_a_saved_model_can_be_looked_at(kind, tmp_path):
         assert part.stats(first).samples >= 40 and part.stats(first).dead[[1, 2]].all()
 
 
-@pytest.mark.parametrize(
-    ("algo", "env", "policy"),
-    [("sac", "Pendulum-v1", "SACPolicy"), ("recurrent_ppo", "CartPole-v1", "RecurrentActorCriticPolicy")],
-)
-def test_algorithms_train_from_the_command_line(algo, env, policy, tmp_path, capsys):
-    options = ["--hyperparams", "n_steps:16", "batch_size:16"] if algo != "sac" else ["--hyperparams", "batch_size:8"]
-    words = ["--algo", algo, "--env", env, "-n", "48", "--every", "16", "--log-folder", str(tmp_path), *options]
-    assert train.main([*words, "--policy-kwargs", "net_arch:[8]", "activation_fn:relu"]) == 0
+@pytest.mark.parametrize("algo", ALGOS)
+def test_algorithms_train_from_the_command_line_and_are_looked_at(algo, tmp_path, capsys):
+    kind = algorithm(algo)
+    env = "Masked-v0" if kind is MaskablePPO else "Pendulum-v1" if kind in ACTOR_AND_CRITIC else "CartPole-v1"
+    size = ["n_steps:16"] * (kind in ON_POLICY) + ["batch_size:8"] * (kind is not A2C)
+    words = ["--algo", algo, "--env", env, "-n", "128", "--every", "40", "--log-folder", str(tmp_path)]
+    options = ["--policy-kwargs", "net_arch:[8]", "activation_fn:relu", "--hyperparams", *size]
+    assert train.main([*words, *options]) == 0
     (config,) = tmp_path.rglob("config.yaml")
-    assert f"policy_class: {policy}" in config.read_text() and (config.parent / "model.zip").exists()
+    assert f"policy_class: {type(build(kind).policy).__name__}" in config.read_text()
+    assert (config.parent / "edits.jsonl").read_text()
+    capsys.readouterr()
+    assert look.main([str(config.parent / "model.zip"), "--env", env, "--steps", "40"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{network}: units over " in shown for network in GROUPS[kind])
+
+
+def test_an_environment_without_masks_is_one_line(tmp_path, capsys):
+    assert train.main(["--algo", "maskable_ppo", "--env", "CartPole-v1", "--log-folder", str(tmp_path)]) == 2
+    assert "this one has no method action_masks(). Use ppo" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("algo", "env"), [("tqc", "CartPole-v1"), ("qrdqn", "Pendulum-v1")])

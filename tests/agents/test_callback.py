@@ -592,6 +592,81 @@ def test_an_interrupted_learn_does_not_hook_twice():
     assert hooks(model) == 0
 
 
+class Break(BaseCallback):
+    """Ctrl-C at a step."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self):
+        if self.num_timesteps == self.at:
+            raise KeyboardInterrupt
+        return True
+
+
+WIDEN = "tests.agents.test_elastic:Widen"
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("make", [ppo, dqn])
+def test_after_an_interrupt_a_model_is_saved_and_goes_on(make, same, tmp_path):
+    model, callback = make(), recycler(method=WIDEN, every=32)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(10_000, callback=[callback, Break(300)])
+    assert hooks(model) > 0
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=model.get_env(), device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True))
+    assert hooks(loaded) == 0
+    following = callback if same else recycler(method=WIDEN, every=32)
+    for one in (loaded, model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            one.learn(300, callback=following, reset_num_timesteps=False)
+        assert hooks(one) == 0
+        (latest,) = following.reports[-1].values()
+        assert all(group.samples for group in latest.groups.values())
+
+
+def test_an_interrupt_between_two_layers_leaves_a_model_that_can_be_saved(tmp_path, monkeypatch):
+    model, callback = ppo(), recycler(method=WIDEN, every=128)
+    model.learn(128, callback=callback)
+    applied = recycle.recycler.apply
+
+    def interrupted(edit, group, **kwargs):
+        if group.name.endswith("value_net.0"):
+            raise KeyboardInterrupt
+        applied(edit, group, **kwargs)
+
+    monkeypatch.setattr(recycle.recycler, "apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(256, callback=callback, reset_num_timesteps=False)
+    monkeypatch.undo()
+    widths = [layer.out_features for layer in model.policy.mlp_extractor.modules() if isinstance(layer, nn.Linear)]
+    assert widths == [18, 15, 16, 16]  # the actor's layers have changed, the critic's have not
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True))
+    with pytest.warns(UserWarning, match="statistics begin anew"):
+        model.learn(256, callback=callback, reset_num_timesteps=False)
+    assert hooks(model) == 0 and callback.reports[-1]["policy"].groups
+
+
+def test_another_watcher_of_a_resized_model_stops_and_says_so():
+    model = ppo()
+    other = attach(model, sample_every=1)["policy"]
+    with pytest.warns(UserWarning, match=r"a tracker stops watching: .*was resized by something other than") as said:
+        model.learn(512, callback=recycler(method=WIDEN, every=128))
+    assert sum("stops watching" in str(warning.message) for warning in said) == 1
+    report = other.report()
+    assert all("trace again and attach a new tracker" in group.note for group in report.groups.values())
+    assert other.step().edits == () and hooks(model) == 0
+    again = attach(model, sample_every=1)["policy"]
+    model.learn(128)
+    assert all(group.samples and not group.note for group in again.report().groups.values())
+
+
 def test_learn_again_from_step_zero_keeps_the_schedule(tmp_path):
     model, callback = ppo(), recycler(method="monitor", edits=tmp_path / "edits.jsonl")
     model.learn(256, callback=callback)

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from sb3_contrib import CrossQ
-from sb3_contrib.crossq.policies import CrossQPolicy
 from stable_baselines3 import DDPG, DQN, PPO
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import NatureCNN
 
 from agents import RecycleCallback, networks_of
 from recycle import Grow, Prune, Split
-from tests.agents.test_algorithms import EVERY, build, kill, learn, named, outputs, shape
-from tests.agents.test_elastic import moving, moving_with_numbers, same, shapes
+from tests.agents.test_algorithms import EVERY, build, environment, kill, learn, named, outputs, shape
+from tests.agents.test_elastic import same, shapes
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -26,6 +25,7 @@ CASES = [
     pytest.param(kind, policy, marks=[] if policy == "Mlp" or (kind, policy) in QUICK else pytest.mark.slow)
     for kind in EVERY
     for policy in ("Mlp", "Cnn", "MultiInput")
+    if (kind, policy) != (CrossQ, "MultiInput")  # sb3-contrib's CrossQ joins batches of tensors, and of no dicts
 ]
 
 
@@ -34,13 +34,8 @@ def made(kind: Any, policy: str) -> Any:
     widths: dict[str, Any] = {"net_arch": [16] if policy == "Mlp" else []}
     if kind is not CrossQ or policy == "Mlp":
         return build(kind, policy, policy_kwargs=widths)
-    extractor, options, env = {
-        "Cnn": (NatureCNN, {"features_dim": 16}, moving),
-        "MultiInput": (CombinedExtractor, {"cnn_output_dim": 16}, moving_with_numbers),
-    }[policy]
-    widths |= {"features_extractor_class": extractor, "features_extractor_kwargs": options}
-    steps = {"learning_starts": 4, "batch_size": 8, "buffer_size": 200}
-    return CrossQ(CrossQPolicy, env(), seed=0, device="cpu", policy_kwargs=widths, **steps)
+    widths |= {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"features_dim": 16}}
+    return build(kind, env=environment(kind, policy), policy_kwargs=widths)
 
 
 class Everything:

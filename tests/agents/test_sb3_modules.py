@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import A2C, DQN, PPO
+from sb3_contrib import QRDQN, TQC
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -94,6 +95,26 @@ def test_dqn_copies_running_statistics_after_every_kind_of_edit(method):
     assert alive(model)
     model._on_step()
     assert same(statistics(model.q_net), statistics(model.q_net_target))
+
+
+@pytest.mark.parametrize("kind", [QRDQN, SAC, TD3, DDPG, TQC], ids=lambda kind: kind.__name__)
+def test_every_list_of_running_statistics_follows_a_resize(kind):
+    own = {"learning_starts": 10, "buffer_size": 200, "batch_size": 8}
+    own["policy_kwargs"] = {"net_arch": [8], "features_extractor_class": Normed}
+    model = kind("MlpPolicy", "CartPole-v1" if kind is QRDQN else "Pendulum-v1", seed=0, device="cpu", **own)
+    callback = RecycleCallback(method="tests.agents.test_elastic:Widen", every=16)
+    model.learn(64, callback=callback)
+    lists = {name: kept for name, kept in vars(model).items() if "batch_norm_stats" in name}
+    assert len(lists) == (4 if isinstance(model, TD3) else 2)
+    for name, kept in lists.items():
+        prefix, target = name.split("batch_norm_stats")
+        net = getattr(model, (prefix.rstrip("_") or ("quantile_net" if kind is QRDQN else "critic")) + target)
+        now = [buffer for key, buffer in net.named_buffers() if "running_" in key]
+        assert len(now[0]) != 12 and [t.data_ptr() for t in kept] == [t.data_ptr() for t in now]
+    for network in callback.recyclers.values():
+        for target, _ in network.targets:
+            assert [s.shape for s in statistics(network.graph.module)] == [s.shape for s in statistics(target)]
+    model.learn(32, reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize("edit", [recycle.Prune([2]), recycle.Grow(3), recycle.Split([1]), recycle.Reset([1])])

@@ -342,7 +342,9 @@ def test_units_that_no_hook_can_watch_are_never_recycled_and_the_note_says_why()
         see(recycler, net, x)
         report = recycler.step()
         assert report.recycled == 0 and report.groups[name].recycled == 0
-        assert report.groups[name].note.startswith("unobserved: a consumer is no Linear, Conv or last recurrent layer")
+        assert report.groups[name].note.startswith(
+            "unobserved: a consumer is no Linear, Conv or first or last recurrent layer"
+        )
         assert math.isnan(report.groups[name].dead)
         assert equal(bits(net), before)
 

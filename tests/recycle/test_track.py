@@ -725,3 +725,80 @@ def test_a_packed_sequence_is_seen_too() -> None:
     with Tracker(graph, sample_every=1) as tracker:
         net(x)
     assert tracker.stats(graph["r"]).samples == 10
+
+
+class BeforeRecurrence(nn.Module):
+    """A ReLU layer that a recurrent layer, or a cell in a loop, reads."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.memory = kind(6, 5, **options)
+        self.head = nn.Linear(10 if options.get("bidirectional") else 5, 2)
+
+    def forward(self, steps, lengths=None):
+        hidden = torch.relu(self.first(steps))
+        if isinstance(self.memory, nn.RNNCellBase):
+            state = None
+            for step in hidden:
+                state = self.memory(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+        if lengths is not None:
+            hidden = nn.utils.rnn.pack_padded_sequence(hidden, lengths)
+        read, _ = self.memory(hidden)
+        return self.head(read.data if lengths is not None else read)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(nn.LSTM, {}), (nn.LSTM, {"bidirectional": True}), (nn.LSTM, {"num_layers": 2}), (nn.GRU, {}), (nn.RNN, {}),
+     (nn.LSTMCell, {}), (nn.GRUCell, {}), (nn.RNNCell, {})],
+)  # fmt: skip
+def test_what_a_recurrent_layer_reads_is_watched(kind, options):
+    net, steps = BeforeRecurrence(kind, **options), torch.randn(4, 7, 3)
+    with torch.no_grad():
+        net.first.bias[2] = -1e3
+    graph = recycle.trace(net, lambda: net(steps))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(steps).sum().backward()
+    stats, wanted = tracker.stats(graph["first"]), torch.relu(net.first(steps)).flatten(0, 1).double()
+    assert "first" not in tracker.unobserved and stats.samples == 28 and stats.dead[2]
+    assert torch.allclose(stats.mean, wanted.mean(0), atol=1e-6)
+
+
+def test_packed_sequences_are_watched_without_their_padding():
+    net, steps, lengths = BeforeRecurrence(nn.LSTM), torch.randn(4, 2, 3), torch.tensor([4, 1])
+    graph = recycle.trace(net, lambda: net(steps))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(steps, lengths).sum().backward()
+    stats, read = tracker.stats(graph["first"]), torch.relu(net.first(steps)).double()
+    assert stats.samples == 5
+    assert torch.allclose(stats.mean, torch.cat([read[:, 0], read[:1, 1]]).mean(0), atol=1e-6)
+
+
+def test_a_recurrent_layer_with_a_forward_of_its_own_hides_what_it_reads():
+    class Mine(nn.LSTM):
+        def forward(self, steps, state=None):
+            return super().forward(steps * 2, state)
+
+    net, steps = BeforeRecurrence(Mine), torch.randn(4, 7, 3)
+    graph = recycle.trace(net, lambda: net(steps))
+    assert "no hook sees what it reads" in Tracker(graph).unobserved["first"]
+
+
+def test_a_tracker_stops_when_another_hand_resizes_the_module():
+    net, x = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 3)
+    graph, other = recycle.trace(net, lambda: net(x)), recycle.trace(net, lambda: net(x))
+    with Tracker(graph, sample_every=1) as tracker:
+        net(x).sum().backward()
+        assert tracker.samples == 5
+        recycle.apply(recycle.Prune([5, 1]), other["0"])
+        with pytest.warns(UserWarning, match=r"'0' was resized by .* \(6x3, 6 became 4x3, 4\); trace again"):
+            net(x).sum().backward()
+        net(x).sum().backward()
+        assert not tracker.attached and tracker.samples == 0
+        assert not (net[0]._forward_hooks or net[2]._forward_pre_hooks)
+    stats = tracker.stats(graph["0"])
+    assert stats.samples == 0 and stats.incoming_norm.isnan().all()
+    tracker.attach()
+    assert not tracker.attached
