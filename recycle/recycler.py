@@ -89,8 +89,13 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        firing = any(name in ("silence", "rarity") for name in method.needs)
-        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every, firing=firing)
+        self.tracker = Tracker(
+            graph,
+            optimizers=optimizers,
+            sample_every=sample_every,
+            firing=any(name in ("silence", "rarity") for name in method.needs),
+            sample="sample" in method.needs,
+        )
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -213,7 +218,7 @@ class Recycler:
             return f"warming up: {self.tracker.passes} of {self.warmup} updates"
         if getattr(self.method, "lacks", ""):
             return str(getattr(self.method, "lacks", ""))
-        missing = [n for n in self.method.needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
+        missing = [n for n in self.method.needs if _unseen(getattr(stats, n))]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
@@ -374,6 +379,10 @@ class Recycler:
             self.method.load_state_dict(state["method"])
         tensors = [t for t in self.graph.module.parameters()]
         self._batch = _moved(state["batch"], tensors[0].device) if tensors else state["batch"]
+
+
+def _unseen(value: Any) -> bool:
+    return value is None or (isinstance(value, Tensor) and bool(value.isnan().all()))
 
 
 def _moved(value: Any, device: torch.device) -> Any:

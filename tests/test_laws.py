@@ -544,7 +544,7 @@ def test_noise_comes_from_the_generator() -> None:
 # ---------------------------------------------------------------- law 2: nothing dead, nothing done
 
 
-HARMLESS = ("monitor", "random", "split", "mirror", "redo", "revive", "snr")
+HARMLESS = ("monitor", "random", "split", "mirror", "s2d", "redo", "revive", "snr", "replay")
 
 
 @every_net

@@ -21,6 +21,7 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
+from recycle.methods.s2d import SteepestDescent
 from recycle.methods.selection import Units
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "random": Random,
     "split": SplitDead,
     "mirror": Mirror,
+    "s2d": SteepestDescent,
     "redo": ReDo,
     "cbp": ContinualBackprop,
     "snr": SelfNormalizedResets,
