@@ -67,9 +67,9 @@ def algorithm(name: str) -> type[BaseAlgorithm]:
 
 def algorithm_of(data: Mapping[str, Any]) -> type[BaseAlgorithm] | None:
     """The class that saved these attributes (a model's zip holds no name), or None where none fits."""
-    saved = getattr(data.get("policy_class"), "__mro__", ())
-    policies = {kind.__name__ for kind in saved}
-    for name, key, policy in _MARKS:
-        if key in data and policy in policies:
+    policy = (data.get("policy_kwargs") or {}).get("base_class", data.get("policy_class"))  # of a resized model
+    policies = {kind.__name__ for kind in getattr(policy, "__mro__", ())}
+    for name, key, written in _MARKS:
+        if key in data and written in policies:
             return algorithm(name)
     return None

@@ -24,8 +24,9 @@ from agents.elastic import remember_widths
 from agents.networks import Network, networks_of
 from recycle import Graph, Recycler, Report
 from recycle.edits import resizes
-from recycle.methods import Method
+from recycle.methods.together import check_together
 from recycle.names import did_you_mean
+from recycle.recycler import AnyMethod
 
 TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
 """Fractions that are logged for each network (weighted by width) and for each group."""
@@ -43,8 +44,9 @@ class RecycleCallback(BaseCallback):
     weights. Do not wrap it in ``EveryNTimesteps``: that forwards no rollout events; it keeps its own schedule.
 
     Args:
-        method: a name in :data:`recycle.METHODS`, or ``"my_module:MyMethod"``.
-        method_kwargs: the method's own options.
+        method: a name in :data:`recycle.METHODS`, or ``"my_module:MyMethod"``; several that go together in a list,
+            or joined by ``+``: ``"redo+l2_init"``.
+        method_kwargs: the method's own options; of several, ``{"redo": {"tau": 0.1}}`` or ``{"redo.tau": 0.1}``.
         every: environment steps (of all copies together) from event to event. Events fall between a training phase
             and the next rollout, so ``learn(n)`` with ``every=n`` ends before the first.
         warmup: environment steps before the first edit; events before it only report.
@@ -65,7 +67,7 @@ class RecycleCallback(BaseCallback):
     def __init__(
         self,
         *,
-        method: str = "split",
+        method: str | Sequence[str] = "split",
         method_kwargs: Mapping[str, Any] | None = None,
         every: int = 10_000,
         warmup: int = 0,
@@ -83,7 +85,7 @@ class RecycleCallback(BaseCallback):
             raise ValueError(
                 f"every and warmup count environment steps: every >= 1, warmup >= 0, got {every}, {warmup}"
             )
-        self.method = build_method(method, method_kwargs)
+        self.method = build_methods(method, method_kwargs)
         self.every, self.warmup = every, warmup
         self.options = {"cooldown": cooldown, "cap": cap, "sample_every": sample_every}
         self.include, self.exclude = include, exclude
@@ -292,11 +294,12 @@ class RecycleCallback(BaseCallback):
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 
-def _of(network: Network, method: Method) -> Method:
-    """A copy: what a method remembers is of one network."""
+def _of(network: Network, method: Any) -> Any:
+    """A copy of a method, or of each of several: what it remembers is of one network."""
+    if isinstance(method, (list, tuple)):
+        return [_of(network, one) for one in method]
     own = copy.deepcopy(method)
-    found: Method = own.for_network(network.name) if hasattr(own, "for_network") else own
-    return found
+    return own.for_network(network.name) if hasattr(own, "for_network") else own
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:
@@ -338,7 +341,33 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
     return found
 
 
-def build_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
+def build_methods(
+    names: str | Sequence[str], options: Mapping[str, Any] | None = None
+) -> AnyMethod | Sequence[AnyMethod]:
+    """One method by its name, or several in a list or joined by ``+``, with their options.
+
+    Raises:
+        ValueError: no such method (with a suggestion), an option that it does not have, or methods that do not go
+            together.
+    """
+    named = names.split("+") if isinstance(names, str) else list(names)
+    if len(named) == 1:
+        return build_method(named[0], options)
+    own: dict[str, dict[str, Any]] = {name: {} for name in named}
+    for key, value in (options or {}).items():
+        name, dot, option = key.rpartition(".")
+        if not dot and key in own and isinstance(value, Mapping):
+            own[key].update(value)
+        elif dot and name in own:
+            own[name][option] = value
+        else:
+            raise ValueError(f"of several methods, options say whose they are ({named[0]}.NAME), got {key!r}")
+    built = [build_method(name, own[name]) for name in named]
+    check_together(built)
+    return built
+
+
+def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMethod:
     """The method of that name, with its options.
 
     Raises:
@@ -346,10 +375,11 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """
     kind = recycle.find(name)
     try:
-        return kind(**dict(options or {}))
+        built: AnyMethod = kind(**dict(options or {}))
     except TypeError as error:
         known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
         raise ValueError(f"method {name!r} has the options {known or 'none'}, got {dict(options or {})}") from error
+    return built
 
 
 def _say_what_tanh_means(networks: Sequence[Network]) -> None:

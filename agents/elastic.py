@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.utils import get_parameters_by_name
+from stable_baselines3.common.utils import get_device, get_parameters_by_name
 from torch import nn
 from torch.optim import Optimizer
 
@@ -35,7 +36,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
     of a features extractor, critics that differ), the model's policy class becomes :func:`elastic`, and this package
     must be importable where the model is loaded. :class:`agents.RecycleCallback` calls it after every event that
     resizes; call it yourself after :func:`recycle.apply`. ``policy.save`` names no such function: where ``net_arch``
-    cannot say the widths, what it writes cannot be loaded by ``policy.load``; save the model.
+    cannot say the widths, :func:`load_policy` loads what it writes, ``policy.load`` does not.
 
     The lists through which off-policy models copy BatchNorm statistics to their targets are made anew.
     """
@@ -59,6 +60,22 @@ def elastic(*args: Any, base_class: type[BasePolicy], shapes: dict[str, tuple[in
     policy = base_class(*args, **kwargs)
     reshape(policy, shapes, _optimizers(policy))
     return policy
+
+
+def load_policy(kind: type[BasePolicy], path: str | Path, device: torch.device | str = "auto") -> BasePolicy:
+    """``kind.load(path)`` for a policy whose layers have changed their widths: what ``policy.save`` wrote.
+
+    The saved tensors say the widths. Loading unpickles the file: open only files that you trust.
+
+    Raises:
+        NotRecyclable: the saved tensors are not those of such a policy.
+    """
+    device = get_device(device)
+    saved = torch.load(path, map_location=device, weights_only=False)
+    policy = kind(**saved["data"])
+    reshape(policy, {name: tuple(t.shape) for name, t in saved["state_dict"].items()}, _optimizers(policy))
+    policy.load_state_dict(saved["state_dict"])
+    return policy.to(device)
 
 
 def _find_statistics(model: BaseAlgorithm) -> None:

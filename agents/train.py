@@ -56,9 +56,10 @@ class Args:
     change: str = "every:10000"
     """When, in environment steps of all copies: every:N, at:N,M,..., cyclic:N[,TASKS] or random:MEAN."""
     method: str = "split"
-    """A method of recycle.METHODS, my_module:MyMethod, or none (not even statistics)."""
+    """A method of recycle.METHODS, my_module:MyMethod, several that go together (redo+l2_init), or none (not even
+    statistics)."""
     method_kwargs: Pairs = ()
-    """key:value pairs for the method, e.g. noise:0.01."""
+    """key:value pairs for the method, e.g. noise:0.01; of several methods redo.tau:0.1."""
     every: int = 10_000
     """Environment steps from one recycling event to the next."""
     warmup: int = 0

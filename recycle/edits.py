@@ -224,8 +224,8 @@ def renumbered(edit: Edit, now: Mapping[int, int]) -> Edit:
     return replace(edit, **changes)
 
 
-def describe(edit: Edit) -> dict[str, Any]:
-    """The edit as plain numbers and strings, for JSON."""
+def describe(edit: Any) -> dict[str, Any]:
+    """An edit of units or layers as plain numbers and strings, for JSON."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(edit).items() if v is not None}
     if "along" in values:
         values["along"] = "given"

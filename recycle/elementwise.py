@@ -38,7 +38,8 @@ def pointwise(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
 def merge(labels: UnitLabels, op: Any, out: Tensor, operands: Sequence[Tensor], role: str | Sequence[str]) -> None:
     """Labels of a result whose elements each come from one element of every operand (broadcast)."""
     roles = [role] * len(operands) if isinstance(role, str) else role
-    marks = _without_broadcast_units(labels, op, operands, [spread(labels, t, out.shape) for t in operands])
+    marks = [spread(labels, t, out.shape) for t in operands]
+    marks = _without_broadcast_units(labels, op, operands, _without_moments(labels, op, operands, marks))
     merged = torch.full(out.shape, NONE, dtype=torch.int64, device=out.device)
     for mark in marks:
         labels.join(merged, mark)
@@ -57,6 +58,33 @@ def merge(labels: UnitLabels, op: Any, out: Tensor, operands: Sequence[Tensor], 
             )
     uniform = torch.stack([m == UNIFORM for m in marks]).all(0)
     labels.put(out, torch.where(uniform & (merged == NONE), UNIFORM, labels.root(merged)))
+
+
+_SCALING = {"mul", "div", "add", "sub"}
+
+
+def _without_moments(labels: UnitLabels, op: Any, operands: Sequence[Tensor], marks: list[Tensor]) -> list[Tensor]:
+    """A mean of all units, say, that comes back to just these is one value for all of them: RMSNorm and its kin."""
+    result = list(marks)
+    for i, (tensor, mark) in enumerate(zip(operands, marks, strict=True)):
+        found = labels.moments_in(mark)
+        if not found:
+            continue
+        others = [m for j, m in enumerate(marks) if j != i and operands[j].numel() > 1]
+        alone = bool((mark == found[0]).all())
+        if alone and all(bool(((m == mark) | (m == UNIFORM)).all()) for m in others):
+            continue  # still the same moment, with an epsilon or as a root
+        units = labels.root(labels.moments[found[0]].units).to(mark.device)
+        alone &= op._schema.name.removeprefix("aten::").removesuffix("_") in _SCALING  # a comparison chooses
+        alone &= all(bool((torch.isin(m, units) | (m == mark) | (m == UNIFORM)).all()) for m in others)
+        across = {d for m in others for d in range(-m.dim(), 0) if bool((m != m.narrow(d, 0, 1)).any())}
+        if alone and not any(_differs_along(tensor, d) for d in across):
+            labels.blend(units, f"{labels.moments[found[0]].op} mixes the units, as a normalisation does")
+            result[i] = torch.full_like(mark, UNIFORM)
+        else:
+            labels.freeze(mark, short(op))
+            result[i] = torch.where(torch.isin(mark, torch.tensor(found, device=mark.device)), NONE, mark)
+    return result
 
 
 def _without_broadcast_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -44,8 +45,31 @@ def fresh_rows(
     return tuple(result)
 
 
-def _reinitialised(layer: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Freshly initialised copies of a layer's own tensors, by ``reset_parameters``; {} if it has none."""
+def fresh_layer(
+    module: nn.Module, path: str, init: Init | None, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """What the module's own initialisation gives the layer at ``path`` now: its parameters and buffers, by name."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    layer = module.get_submodule(path)
+    drawn = _reinitialised(layer, seed)
+    for leaf in layer._parameters:
+        if init is not None and leaf in drawn:
+            init(f"{path}.{leaf}" if path else leaf, drawn[leaf], generator)
+    return drawn
+
+
+def knows_its_beginning(layer: nn.Module) -> bool:
+    """Whether ``reset_parameters`` fills every parameter that the layer itself holds."""
+    held = [k for k, p in layer._parameters.items() if p is not None]
+    drawn = _reinitialised(layer, 0, math.nan)
+    return bool(held) and all(k in drawn and bool(drawn[k].isfinite().all()) for k in held)
+
+
+def _reinitialised(layer: nn.Module, seed: int, before: float | None = None) -> dict[str, Tensor]:
+    """Freshly initialised copies of a layer's own tensors, by ``reset_parameters``; {} if it has none.
+
+    ``before``: what parameters hold until then; None: what they hold in the layer.
+    """
     reset = getattr(type(layer), "reset_parameters", None)
     if reset is None:
         return {}
@@ -54,6 +78,10 @@ def _reinitialised(layer: nn.Module, seed: int) -> dict[str, Tensor]:
         k: None if p is None else nn.Parameter(torch.empty_like(p, device="cpu").copy_(p.detach()))
         for k, p in layer._parameters.items()
     }
+    if before is not None:
+        for parameter in twin._parameters.values():
+            if parameter is not None:
+                parameter.detach().fill_(before)
     twin._buffers = {k: None if b is None else b.detach().cpu().clone() for k, b in layer._buffers.items()}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too

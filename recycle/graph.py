@@ -38,11 +38,18 @@ class Axis:
     """Of a consumer: which activations it reads; equal sources see equal values."""
     hooked: bool = True
     """Of a consumer: every use of it in the traced calls went through its layer, where a hook sees it."""
+    groups: int = 1
+    """Of a consumer: it is a convolution in so many groups, whose weight is ``(out, in / groups, ...)``; ``index``
+    counts input channels, and each is read by its own group's rows only."""
 
     @property
     def span(self) -> int:
         """Entries of one unit along the axis."""
         return self.index.shape[1]
+
+    def size(self, tensor: Tensor) -> int:
+        """How many entries there are along the axis, those of other units included."""
+        return tensor.shape[self.dim] * self.groups
 
     def entries(self, units: Tensor, device: torch.device) -> Tensor:
         """Flat positions along ``dim`` of these units, ``(len(units) * span,)``."""
@@ -50,14 +57,36 @@ class Axis:
 
     def read(self, tensor: Tensor, units: Tensor) -> Tensor:
         """A copy of the units' elements, ``(units, span, everything else)``."""
-        part = tensor.index_select(self.dim, self.entries(units, tensor.device)).movedim(self.dim, 0)
+        entries = self.entries(units, tensor.device)
+        if self.groups > 1:
+            parts, place = self._in_groups(tensor, entries)
+            return parts[place].reshape(len(units), self.span, tensor.numel() // self.size(tensor))
+        part = tensor.index_select(self.dim, entries).movedim(self.dim, 0)
         return part.reshape(len(units), self.span, tensor.numel() // tensor.shape[self.dim])
 
     def write(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
         """Overwrite the units' elements in place with ``values``, shaped as :meth:`read` returns them."""
+        entries = self.entries(units, tensor.device)
+        if self.groups > 1:
+            parts, place = self._in_groups(tensor, entries)
+            parts[place] = values.reshape(-1, *parts.shape[2:]).to(tensor.dtype)
+            return
         rest = [n for d, n in enumerate(tensor.shape) if d != self.dim]
         part = values.reshape(-1, *rest).movedim(0, self.dim)
-        tensor.index_copy_(self.dim, self.entries(units, tensor.device), part.to(tensor.dtype))
+        tensor.index_copy_(self.dim, entries, part.to(tensor.dtype))
+
+    def fill(self, tensor: Tensor, units: Tensor, value: float) -> None:
+        """Overwrite the units' elements in place with one value."""
+        if self.groups > 1:
+            self.write(tensor, units, torch.full_like(self.read(tensor, units), value))
+        else:
+            tensor.index_fill_(self.dim, self.entries(units, tensor.device), value)
+
+    def _in_groups(self, tensor: Tensor, entries: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The tensor as ``(group, channel of the group, everything else)``, and where the entries are in it."""
+        inside = tensor.shape[self.dim]
+        parts = tensor.view(self.groups, -1, *tensor.shape[1:]).movedim(self.dim + 1, 1)
+        return parts, (entries // inside, entries % inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +130,8 @@ class UnitGroup:
     exact: bool = True
     why: str = ""
     """Why edits are only approximate, where ``exact`` is False."""
+    first: int = 0
+    """Where the units come in the forward pass: lower is earlier."""
     one_value: bool = True
     """Whether all consumers read the same value of a unit; False where one reads it before an activation, say."""
     prove_homogeneous: Callable[[UnitGroup], bool] = field(default=lambda group: False, repr=False)
@@ -168,7 +199,7 @@ class UnitGroup:
             consumer = self.module.get_submodule(owner)
             if axis.hooked and leaf == "weight" and _plain(consumer):
                 if not axis.sources <= seen:
-                    found.append(Observer(owner, axis.index, self.tensor(axis.name).shape[axis.dim]))
+                    found.append(Observer(owner, axis.index, axis.size(self.tensor(axis.name))))
                 seen |= axis.sources
                 continue
             width = _recurrent_width(consumer, leaf)
@@ -184,7 +215,7 @@ class UnitGroup:
         for axis in self.incoming:
             owner, _, leaf = axis.name.rpartition(".")
             layer = self.module.get_submodule(owner)
-            mixes = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm))
+            mixes = any(type(layer).forward is kind.forward for kind in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
             chosen = leaf == "weight" if mixes and not self.exact else leaf in ("running_var", "ra_var")
             if chosen and self.tensor(axis.name).dim() == 1:
                 found.append(Observer(owner, axis.index, len(self.tensor(axis.name))))
@@ -302,8 +333,8 @@ def _under(group: str, name: str) -> bool:
 def _shape(axis: Axis, tensor: Tensor) -> str:
     """``fc.weight[:, 64:128]``: the part of a parameter that a group's entries cover."""
     entries = axis.index.flatten().sort().values.tolist()
-    size = tensor.shape[axis.dim]
-    if len(entries) == size:
+    size = axis.size(tensor)
+    if len(entries) == size or axis.groups > 1:
         return axis.name
     tight = entries[-1] - entries[0] + 1 == len(entries)
     part = f"{entries[0]}:{entries[-1] + 1}" if tight else f"{len(entries)} of {size}"

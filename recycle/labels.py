@@ -46,6 +46,7 @@ class Columns:
 
     labels: list[Tensor] = field(default_factory=list)  # each (size of the axis,), one per disagreeing call
     calls: int = 0
+    groups: int = 1  # of a convolution, whose weight has only the columns of one group
     biases: list[str] = field(default_factory=list)  # the consumer's own bias, once for each call that adds it
     padded: bool = False  # the operation pads with zeros, so a constant input is not constant at the border
     sources: set[tuple[int, ...]] = field(default_factory=set)  # storage, version and place of what was read
@@ -60,19 +61,39 @@ class Rows:
     role: str  # "weight", "bias", "gain" or "buffer"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What stands for a mean, a norm or another value of all units of a layer together: a label of its own.
+
+    Multiplied with or added to just these units it normalises them. Used anywhere else it freezes them.
+    """
+
+    units: Tensor  # every unit, in order
+    op: str  # which operation made it
+
+
 class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every unit of ``module`` through the operations that run while it is active.
 
     After the calls: :attr:`rows` and :attr:`columns` say which parameter elements make and which consume a
     unit, :attr:`frozen` and :attr:`inexact` why units may not, or only approximately, be edited.
+
+    ``blocks``: the :attr:`units` of an earlier run. Units that were one at its end are one from the beginning, and
+    units that a product of activations mixes become one as well, where they would be frozen otherwise.
     """
 
-    def __init__(self, module: nn.Module, rules: dict[str, Rule], moves: Collection[str]) -> None:
+    def __init__(
+        self, module: nn.Module, rules: dict[str, Rule], moves: Collection[str], blocks: Tensor | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.blocks = blocks
+        self.mixed: set[int] = set()  # units in activations that were multiplied as matrices
         self.rows: dict[tuple[str, int], Rows] = {}
         self.columns: dict[tuple[str, int], Columns] = {}
         self.frozen: dict[int, str] = {}
         self.inexact: dict[int, str] = {}
+        self.moments: dict[int, Moment] = {}  # label -> the units that it sums up
+        self.reductions: set[Any] = set()  # operations over units that made moments, see `described`
         self.parted: list[Tensor] = []  # units that meet the same data, and no others do
         self.seen: set[str] = set()  # names of all operations that ran
         self.reads: dict[str, int] = {}  # how many operations read each parameter
@@ -83,9 +104,11 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: list[Tensor] = []  # labels of each computed value
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}  # storage -> (labels, a tensor that keeps it alive)
         self._owners: dict[int, list[tuple[str, Tensor]]] = {}  # storage -> parameters that live in it
+        self._computed: dict[int, tuple[dict[str, None], Tensor]] = {}  # storage -> parameters it was computed from
         self._views: dict[Any, View | None] = {}
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
+        self._mixtures: dict[int, tuple[Tensor, str, Tensor]] = {}  # storage -> units, reason, what keeps it alive
         self._parents: list[int] = [0]
         self._roots: Tensor | None = None
         self._joined = False
@@ -114,6 +137,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._versions = version
         self.seen.add(name)
         for tensor in operands:
+            self.use_mixture(tensor)
             view = self.view_of(tensor)
             if view is not None:
                 self.reads[view.name] = self.reads.get(view.name, 0) + 1
@@ -125,6 +149,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return out  # a view under another name: its labels are there already
             self._rules.get(name, self._rules["default"])(self, func, args, kwargs, out)
             self._note_values(name, func, (args, kwargs), operands, results)
+        self._note_computed(operands, out)
         return out
 
     def _note_values(self, name: str, func: Any, given: Any, operands: list[Tensor], results: list[Tensor]) -> None:
@@ -137,7 +162,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             # a product of other data is the same unit at work; anything else that meets other data is another value
             data = "data" if name in _PRODUCTS else object()
-            key = (str(func), _described(given, partial(self._describe, data=data)))
+            key = (str(func), described(given, partial(self._describe, data=data)))
             if key not in self._interned:
                 self._interned[key] = len(self._made)
                 self._made.append(self._labels[_storage(labelled[0])][0])
@@ -163,6 +188,25 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not random and all(map(self.constant, operands)):
             for tensor in tensors_in(out):
                 self._constants[_storage(tensor)] = tensor
+
+    def _note_computed(self, operands: list[Tensor], out: Any) -> None:
+        names: dict[str, None] = {}
+        for tensor in operands:
+            view = self.view_of(tensor)
+            names |= self._computed_from(tensor)
+            names |= {} if view is None or view.name in self._buffers else {view.name: None}
+        for tensor in tensors_in(out) if names else ():
+            key = _storage(tensor)
+            if key not in self._owners and not (key in self._labels and bool((self._labels[key][0] > 0).any())):
+                self._computed[key] = names, tensor
+
+    def _computed_from(self, tensor: Tensor) -> dict[str, None]:
+        return self._computed[_storage(tensor)][0] if _storage(tensor) in self._computed else {}
+
+    def weight(self, tensor: Tensor) -> str:
+        """What to call a matrix that is no parameter."""
+        names = [repr(name) for name in self._computed_from(tensor)]
+        return f"a weight computed from {' and '.join(names)}" if names else "a matrix that is no parameter"
 
     def constant(self, tensor: Tensor) -> bool:
         """Whether a tensor's values are the same for every input: a parameter, a buffer, or made of constants."""
@@ -243,7 +287,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mint(self, count: int) -> Tensor:
         """``count`` new units, in order: ``(count,)``."""
         first = len(self._parents)
-        self._parents.extend(range(first, first + count))
+        known = [] if self.blocks is None else self.blocks[first : first + count].tolist()
+        self._parents.extend([*known, *range(first + len(known), first + count)])
+        self._joined |= bool(known)
         self._roots = None
         return torch.arange(first, first + count)
 
@@ -257,21 +303,51 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         meet = (one > 0) & (other > 0) & (one != other)
         if not meet.any():
             return
-        for a, b in torch.unique(torch.stack([one[meet], other[meet]]), dim=1).t().tolist():
-            first, second = sorted((self._find(a), self._find(b)))
+        for side in (one, other) if self.moments else ():
+            unmeet = torch.isin(side, torch.tensor(self.moments_in(side[meet]), device=side.device))
+            self.freeze(side[meet & unmeet], "")
+            meet &= ~unmeet
+        count = len(self._parents)
+        for pair in torch.unique(one[meet] * count + other[meet]).tolist():
+            first, second = sorted(map(self._find, divmod(pair, count)))
             self._parents[second] = first
         self._joined, self._roots = True, None
 
     def freeze(self, labels: Tensor | None, reason: str, *, override: bool = False) -> None:
         """Never edit the units in ``labels``, and say why."""
         for unit in self._units_in(labels):
-            if override or unit not in self.frozen:
+            if unit in self.moments:
+                self.freeze(self.moments[unit].units, f"{self.moments[unit].op} reduces over the units")
+            elif override or unit not in self.frozen:
                 self.frozen[unit] = reason
 
     def blend(self, labels: Tensor | None, reason: str) -> None:
         """Edits of the units in ``labels`` are approximate, and why."""
         for unit in self._units_in(labels):
             self.inexact.setdefault(unit, reason)
+
+    def moment(self, units: Tensor, op: str) -> int:
+        """The label of a value computed from all ``units`` together."""
+        units = torch.unique(units[units > 0].cpu())
+        for label, known in self.moments.items():
+            if torch.equal(torch.unique(self.root(known.units)), units):
+                return label
+        label = int(self.mint(1))
+        self.moments[label] = Moment(units, op)
+        return label
+
+    def moments_in(self, labels: Tensor) -> list[int]:
+        """Labels that are no unit, but a moment of several."""
+        return [label for label in self._units_in(labels) if label in self.moments] if self.moments else []
+
+    def freeze_if_used(self, result: Tensor, labels: Tensor, reason: str) -> None:
+        """Freeze the units in ``labels`` as soon as anything reads ``result``, which mixes them."""
+        self._mixtures[_storage(result)] = labels, reason, result
+
+    def use_mixture(self, tensor: Tensor) -> None:
+        """Note that ``tensor`` is read: if units are mixed in it, they are frozen."""
+        labels, reason, _ = self._mixtures.pop(_storage(tensor), (None, "", None))
+        self.freeze(labels, reason)
 
     def part(self, tables: Tensor) -> None:
         """Units that stand in different rows of ``tables`` meet different data: they are not of a kind."""
@@ -284,6 +360,18 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return []
         found: list[int] = torch.unique(labels[labels > 0]).tolist()
         return found
+
+    def mix(self, labels: Iterable[Tensor | None]) -> None:
+        """Note units in the two factors of a product of activations."""
+        for part in labels:
+            self.mixed.update(self._units_in(part))
+
+    @property
+    def hindered(self) -> bool:
+        """Whether something else keeps units from being edited that a product has mixed."""
+        roots = self.units
+        mixed = {int(roots[unit]) for unit in self.mixed}
+        return any(int(roots[unit]) in mixed for unit in (*self.frozen, *self.inexact))
 
     # -- what operations say -------------------------------------------------------------------------------
 
@@ -340,6 +428,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return
+        self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
         role = "buffer" if view.name in self._buffers else role
         rows = self._rows_at(view.name, dim, role)
@@ -350,16 +439,21 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows.labels[part] = torch.where(labels > 0, labels, before)
 
     def consume(
-        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any
+        self, view: View, axis: int, labels: Tensor, source: Tensor, *, padded: bool, op: Any, groups: int = 1
     ) -> Columns | None:
         """Activations labelled ``labels`` (one per column) meet a parameter's columns along ``axis``."""
         place = view.dims[axis]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return None
+        self.freeze(torch.tensor(self.moments_in(labels)), "")
         dim, start, step = place
-        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim]
-        columns = self.columns.setdefault((view.name, dim), Columns())
+        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
+        columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
+        if columns.groups != groups:
+            for other in (labels, *columns.labels):
+                self.freeze(other, f"the calls read {view.name!r} in {columns.groups} groups and in {groups}")
+            return None
         seen = torch.full((size,), UNUSED, dtype=torch.int64)
         seen[start : start + step * (len(labels) - 1) + 1 : step] = labels.cpu()
         if not any(torch.equal(self.root(seen), self.root(old)) for old in columns.labels):
@@ -421,14 +515,14 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
             yield from tensors_in(item)
 
 
-def _described(value: Any, tensor: Callable[[Tensor], Any]) -> Any:
-    """Nested arguments as something hashable."""
+def described(value: Any, tensor: Callable[[Tensor], Any] = lambda t: tuple(t.shape)) -> Any:
+    """Nested arguments as something hashable; ``tensor`` says what of a tensor counts."""
     if isinstance(value, Tensor):
         return tensor(value)
     if isinstance(value, dict):
-        return tuple((key, _described(item, tensor)) for key, item in sorted(value.items()))
+        return tuple((key, described(item, tensor)) for key, item in sorted(value.items()))
     if isinstance(value, (list, tuple)):
-        return tuple(_described(item, tensor) for item in value)
+        return tuple(described(item, tensor) for item in value)
     return repr(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,60 +72,76 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
 def _free_product(
     labels: UnitLabels, op: Any, left: Tensor, right: Tensor, inner: tuple[int, int], out: Tensor
 ) -> None:
-    """No parameter takes part. Units may stand beside the contracted axis, never along it."""
+    """No parameter takes part. Units may stand beside the contracted axis, along it only as one block."""
     known = labels.of(left), labels.of(right)
-    reason = f"{short(op)} multiplies it by a matrix that is no parameter"
-    both = all(k is not None and bool((k > 0).any()) for k in known)
+    if all(k is not None and bool((k > 0).any()) for k in known):
+        labels.mix(known)
+        if labels.blocks is None or not _mix(labels, known, inner, out):
+            for mark, other in zip(known, (right, left), strict=True):
+                labels.freeze(mark, f"{short(op)} multiplies it by {labels.weight(other)}")
+        return
     for side, (mark, axis) in enumerate(zip(known, inner, strict=True)):
         if mark is None or not bool((mark > 0).any()):
             continue
         top = mark.amax(axis, keepdim=True)
-        if both or not bool(((mark == top) | (mark == UNIFORM)).all()):
-            labels.freeze(mark, reason)
+        if not bool(((mark == top) | (mark == UNIFORM)).all()):
+            labels.freeze(mark, f"{short(op)} multiplies it by {labels.weight((right, left)[side])}")
         elif out.dim() == (left, right)[side].dim():
             labels.put(out, top)
             if out.dim() > 2:  # heads: each meets a matrix of its own
                 labels.part(top.flatten(1))
 
 
+def _mix(labels: UnitLabels, known: Sequence[Tensor | None], inner: tuple[int, int], out: Tensor) -> bool:
+    """Each result comes from a row of the one side and a column of the other: all units in both are one."""
+    tops = []
+    for mark, axis in zip(known, inner, strict=True):
+        if mark is None or mark.dim() != out.dim() or bool((mark == NONE).any()):  # other data has a part in it
+            return False
+        top = mark.amax(axis, keepdim=True)
+        labels.join(mark, top.expand_as(mark))
+        tops.append(top.expand_as(out))
+    labels.join(*tops)
+    labels.put(out, labels.root(torch.maximum(*tops)))
+    return True
+
+
 def convolution(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Convolutions of any dimension, transposed and depthwise ones included; other groups freeze their input."""
+    """Convolutions of any dimension, transposed ones and those in groups included."""
     data, weight, bias, _, padding, _, transposed, _, groups = args[:9]
     view, known = labels.view_of(weight), labels.of(data)
     units = torch.zeros(data.shape[1], dtype=torch.int64) if known is None else labels.along(known, 1)
     channel = [1, -1] + [1] * (out.dim() - 2)
     biases = [] if bias is None else [bias.reshape(channel)]
     if view is None or units is None:
-        why = "with a weight computed in the forward pass" if view is None else "meets units mixed within a channel"
+        why = f"with {labels.weight(weight)}" if view is None else "meets units mixed within a channel"
         labels.freeze(known, f"{short(op)} {why}")
         labels.use_whole([weight, *biases], op)
         return
-    if groups == data.shape[1] == weight.shape[0] and not transposed:  # depthwise: one kernel a unit
-        labels.put(out, units.to(out.device).reshape(channel))
+    each = out.shape[1] // groups
+    if groups == data.shape[1] and (each == 1 or (not transposed and bool((units > 0).all()))):
+        kernels = units.repeat_interleave(each)  # depthwise: a unit owns the kernels that read it alone
+        labels.put(out, kernels.to(out.device).reshape(channel))
         merge(labels, op, out, [out, weight.flatten(1)[:, 0].reshape(channel)], "weight")
         merge(labels, op, out, [out, *biases], "bias")
         return
-    if groups > 1:
-        labels.freeze(units, f"{short(op)} in {groups} groups is a consumer that no rule covers")
-        rows = None if transposed or view.dims[0] is None else labels.produce(view, 0, weight.shape[0])
-        if rows is None:
-            labels.use_whole([weight, *biases], op)
-            return
-        labels.part(rows.reshape(groups, -1))  # each part reads other channels
-        labels.put(out, rows.to(out.device).reshape(channel))
-        merge(labels, op, out, [out, *biases], "bias")
+    if groups > 1 and transposed:
+        labels.freeze(units, f"a transposed {short(op)} with {view.name!r} in {groups} groups has no rule")
+        labels.use_whole([weight, *biases], op)
         return
     w_in, w_out = (0, 1) if transposed else (1, 0)
     if view.dims[w_in] is None or view.dims[w_out] is None:
         view = View(view.name, _unit_axes(weight, view))
     padded = transposed or any(padding)
-    columns = labels.consume(view, w_in, units, data, padded=padded, op=short(op))
+    labels.part(units.reshape(groups, -1))  # each part is read by other rows
+    columns = labels.consume(view, w_in, units, data, padded=padded, op=short(op), groups=groups)
     rows = labels.produce(view, w_out, weight.shape[w_out])
     if columns is None or rows is None:
         labels.use_whole([weight, *biases], op)
         return
     bias_view = labels.view_of(bias)
     columns.biases += [] if bias_view is None else [bias_view.name]
+    labels.part(rows.reshape(groups, -1))  # and reads other channels
     labels.put(out, rows.to(out.device).reshape(channel))
     merge(labels, op, out, [out, *biases], "bias")
 

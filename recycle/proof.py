@@ -8,7 +8,7 @@ be: one is clamped, its neighbour is not. So the units also change places on val
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from recycle.graph import NotRecyclable, UnitGroup
+from recycle.labels import described
 from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_more, without
 
 Call = Callable[[], Any]
@@ -30,11 +32,14 @@ _FAR = 32.0
 
 
 class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Dropout off; with ``unmixed`` also normalisations across units replaced by their gain and bias."""
+    """Dropout off; with ``unmixed`` also normalisations across units replaced by their gain and bias.
 
-    def __init__(self, *, unmixed: bool = False) -> None:
+    ``reductions``: operations over units, as :func:`described`, which are then replaced by ones.
+    """
+
+    def __init__(self, *, unmixed: bool = False, reductions: Collection[Any] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.unmixed = unmixed
+        self.unmixed, self.reductions = unmixed, reductions
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,6 +58,8 @@ class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return (plain.clone() if bias is None else plain + bias.reshape(shape), *out[1:])
         if self.unmixed and name == "_softmax":
             return args[0].clone()
+        if self.unmixed and self.reductions and described((str(func), args, kwargs or {})) in self.reductions:
+            return tree_map(torch.ones_like, out)
         return out
 
 
@@ -60,12 +67,20 @@ DROPOUT = frozenset({"native_dropout", "bernoulli_"})
 """Operations whose randomness a trial must leave out."""
 
 
-def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call], *, dropout: bool) -> dict[str, str]:
+def prove(
+    groups: Sequence[UnitGroup],
+    module: nn.Module,
+    calls: Sequence[Call],
+    *,
+    dropout: bool,
+    reductions: Collection[Any] = (),
+) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
     Every unit is a parent and a slot once, and changes places with others wherever its activation bends. All
     groups are tried together; only if that fails, in halves.
-    ``dropout``: the calls drop activations at random, which the trials leave out.
+    ``dropout``: the calls drop activations at random, which the trials leave out. ``reductions``: what mixes units
+    beside the normalisations that torch knows by name (see :func:`described`); trials of inexact groups hold it.
     """
     if not groups:
         return {}
@@ -77,7 +92,7 @@ def prove(groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call],
                 part = [group for group in groups if group.exact is exact and group.name not in failed]
                 if not part:
                     continue
-                plain = _Plain(unmixed=not exact) if dropout or not exact else nullcontext()
+                plain = _Plain(unmixed=not exact, reductions=reductions) if dropout or not exact else nullcontext()
                 with plain:
                     failed |= test(part, calls, restore)
     return failed
@@ -274,8 +289,7 @@ def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], 
 
 def _silence(group: UnitGroup, units: Tensor) -> None:
     for axis in group.outgoing:
-        tensor = group.tensor(axis.name)
-        tensor.index_fill_(axis.dim, axis.entries(units, tensor.device), 0.0)
+        axis.fill(group.tensor(axis.name), units, 0.0)
 
 
 @contextmanager

@@ -6,23 +6,29 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import metrics
+from recycle.anchor import Anchor
 from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
-from recycle.methods import Method
+from recycle.interventions import Intervention, Renew
+from recycle.layers import intervene, layers_of
+from recycle.methods import Method, NetworkMethod
+from recycle.methods.together import check_together
 from recycle.names import did_you_mean
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
 from recycle.track import Tracker, peak
+
+AnyMethod: TypeAlias = Method | NetworkMethod
 
 _NO_OPTIMIZER = (
     "this Recycler edits weights and knows no optimizer: momentum and second moments stay those of the units that were "
@@ -46,7 +52,7 @@ class Recycler:
 
     Args:
         graph: what :func:`recycle.trace` found.
-        method: decides what to do; see :data:`recycle.METHODS`.
+        method: decides what to do; see :data:`recycle.METHODS`. Several in a list, of which one may edit units.
         optimizers: every optimizer that holds the network's parameters. Their steps also tell one update from the
             next; without any, a loop that runs the network several times an update may be seen in part.
         targets: ``(target network, tau)`` pairs, see :func:`recycle.apply`. A unit is recycled under a Polyak
@@ -64,7 +70,7 @@ class Recycler:
     def __init__(
         self,
         graph: Graph,
-        method: Method,
+        method: AnyMethod | Sequence[AnyMethod],
         *,
         optimizers: Sequence[Optimizer] = (),
         targets: Sequence[tuple[nn.Module, float]] = (),
@@ -76,25 +82,28 @@ class Recycler:
         sample_every: int = 8,
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        _check_method(method)
+        self.method = method
+        for each in self.methods:
+            _check_method(each)
+        check_together(self.methods)
         if warmup < 0 or cooldown < 0 or not 0 < cap <= 1:
             raise ValueError(
                 "a Recycler needs warmup >= 0 (updates), cooldown >= 0 (events) and 0 < cap <= 1, "
                 f"got warmup={warmup}, cooldown={cooldown}, cap={cap}"
             )
         self.graph = graph
-        self.method = method
         self.optimizers = tuple(optimizers)
         self.targets = tuple(targets)
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
+        needs = self._needs
         self.tracker = Tracker(
             graph,
             optimizers=optimizers,
             sample_every=sample_every,
-            firing=any(name in ("silence", "rarity") for name in method.needs),
-            sample="sample" in method.needs,
+            firing="silence" in needs or "rarity" in needs,
+            sample="sample" in needs,
         )
         self.certify = certify
         self.events = 0
@@ -106,6 +115,12 @@ class Recycler:
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._handle: Any = None
+        self._anchors = self._anchored()
+
+    @property
+    def methods(self) -> tuple[AnyMethod, ...]:
+        """Its methods, in the order in which they act."""
+        return tuple(self.method) if isinstance(self.method, (list, tuple)) else (self.method,)  # type: ignore[return-value]
 
     # -- observing -----------------------------------------------------------------------------------------
 
@@ -113,9 +128,13 @@ class Recycler:
         """Watch from now on until :meth:`detach`; a second call does nothing."""
         self.tracker.attach()
         self._attach_to_module()
+        for anchor in self._anchors:  # behind the tracker, which reads the gradients of the loss alone
+            anchor.attach()
 
     def detach(self) -> None:
         """Stop watching; what was seen stays."""
+        for anchor in self._anchors:
+            anchor.detach()
         self.tracker.detach()
         self._detach_from_module()
 
@@ -136,6 +155,8 @@ class Recycler:
         self._attach_to_module()
         try:
             with self.tracker.listening():
+                for anchor in self._anchors:
+                    anchor.attach()
                 yield
         finally:
             self._listening = before
@@ -181,10 +202,11 @@ class Recycler:
         return found
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
-        groups, edits = {}, []
+        groups, edits, all_stats = {}, [], {}
         certified = self._certified()
+        updates = self.tracker.updates
         for group in self.graph:
-            stats = self.tracker.stats(group, self.generator, self.events + 1)
+            stats = all_stats[group.name] = self.tracker.stats(group, self.generator, self.events + 1)
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -195,11 +217,60 @@ class Recycler:
             edits += [(group.name, edit) for edit in made]
             groups[group.name] = after(seen, stats, made, note, group.width)
             self._book(group, stats, made)
+        interventions, note = self._intervene(all_stats, updates) if edit else ([], "")
+        for name in self._renewed(interventions):
+            groups[name] = replace(groups[name], dead_after=0.0)
         if not keep_window:
             self.tracker.clear()
             self._windows += 1
         self.events += 1
-        return Report(self.events, groups, tuple(edits))
+        return Report(self.events, groups, tuple(edits), tuple(interventions), note)
+
+    def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
+        """What the methods for whole networks ask for, each all or none."""
+        methods = [method for method in self.methods if hasattr(method, "on_networks")]
+        if not methods:
+            return [], ""
+        if not updates:
+            return [], "no training pass was seen since the last event"
+        if self.tracker.passes < self.warmup:
+            return [], f"warming up: {self.tracker.passes} of {self.warmup} updates"
+        made: list[Intervention] = []
+        notes = []
+        taken: set[str] = set()
+        for method in methods:
+            for wanted in method.on_networks([layers_of(self.graph)], stats):
+                twice = sorted(taken & set(wanted.layers))
+                if twice:
+                    notes.append(f"{type(wanted).__name__} of {', '.join(twice)}: changed at this event already")
+                    continue
+                try:
+                    intervene(wanted, self.graph, optimizers=self.optimizers, targets=self.targets,
+                              generator=self.generator, init=self.init)  # fmt: skip
+                except NotRecyclable as error:
+                    notes.append(str(error))
+                    continue
+                made.append(wanted)
+                taken |= set(wanted.layers)
+        return made, "; ".join(notes)
+
+    def _renewed(self, interventions: Sequence[Intervention]) -> list[str]:
+        """Groups whose layers begin anew, and with them their units' ages."""
+        layers = {path for i in interventions if isinstance(i, Renew) and i.weights for path in i.layers}
+        found = [g for g in self.graph if any(axis.name.rpartition(".")[0] in layers for axis in g.incoming)]
+        for group in found:
+            self.tracker.born[group.name].fill_(self.tracker.passes)
+            self._newborn[group.name].fill_(False)
+            self._parent[group.name].fill_(-1)
+        return [group.name for group in found]
+
+    def _anchored(self) -> list[Anchor]:
+        """What pulls at every optimizer step, and where to."""
+        methods = [method for method in self.methods if hasattr(method, "at_updates")]
+        if methods and not self.optimizers:
+            raise ValueError(f"{type(methods[0]).__name__} acts at every optimizer step: pass optimizers=[...]")
+        pulls = [pull for method in methods for pull in method.at_updates([layers_of(self.graph)])]
+        return [Anchor(pull, self.graph.module, self.optimizers) for pull in pulls]
 
     def _why_unseen(self, group: UnitGroup, stats: Stats) -> str:
         if group.name in self.tracker.unobserved:
@@ -207,6 +278,11 @@ class Recycler:
         if not stats.samples:
             return "no training pass was seen since the last event"
         return ""
+
+    @property
+    def _needs(self) -> list[str]:
+        """Statistics that the methods of units read."""
+        return list(dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs))
 
     def _why_not(self, group: UnitGroup, stats: Stats) -> str:
         unseen = self._why_unseen(group, stats)
@@ -216,16 +292,17 @@ class Recycler:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
             return f"warming up: {self.tracker.passes} of {self.warmup} updates"
-        if getattr(self.method, "lacks", ""):
-            return str(getattr(self.method, "lacks", ""))
-        missing = [n for n in self.method.needs if _unseen(getattr(stats, n))]
+        for method in self.methods:
+            if getattr(method, "lacks", ""):
+                return str(getattr(method, "lacks", ""))
+        missing = [n for n in self._needs if _unseen(getattr(stats, n))]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""
         held: dict[str, Any] = {"optimizers": self.optimizers, "targets": self.targets}
         try:
-            wanted = list(self.method(group, stats))
+            wanted = [edit for method in self.methods if callable(method) for edit in method(group, stats)]
             for edit in wanted:
                 check(edit, group, **held)
             allowed, note = self._allowed(group, wanted)
@@ -234,6 +311,8 @@ class Recycler:
             if edits and not self.optimizers:
                 warnings.warn(_NO_OPTIMIZER, stacklevel=4)
             if any(map(resizes, edits)):
+                if self._anchors:
+                    return [], "units cannot come or go while weights are pulled to where they began (l2_init)"
                 return self._resize(group, edits, note)
             with all_or_none(group, **held):
                 for edit in edits:
@@ -351,6 +430,7 @@ class Recycler:
 
     def state_dict(self) -> dict[str, Any]:
         """Windows, ages, books and the generator, as plain tensors and numbers."""
+        remembered = [each.state_dict() if hasattr(each, "state_dict") else None for each in self.methods]
         return {
             "events": self.events,
             "windows": self._windows,
@@ -359,7 +439,8 @@ class Recycler:
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
             "parent": {k: v.clone() for k, v in self._parent.items()},
             "generator": self.generator.get_state(),
-            "method": self.method.state_dict() if hasattr(self.method, "state_dict") else None,
+            "method": remembered[0] if len(remembered) == 1 else remembered,
+            "anchors": [anchor.state_dict() for anchor in self._anchors],
             "batch": _moved(self._batch, torch.device("cpu")),
         }
 
@@ -375,8 +456,12 @@ class Recycler:
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self._parent = {k: v.clone() for k, v in state["parent"].items()}
         self.generator.set_state(state["generator"])
-        if hasattr(self.method, "load_state_dict") and state["method"] is not None:
-            self.method.load_state_dict(state["method"])
+        remembered = [state["method"]] if len(self.methods) == 1 else state["method"]
+        for each, kept_of_it in zip(self.methods, remembered, strict=True):
+            if hasattr(each, "load_state_dict") and kept_of_it is not None:
+                each.load_state_dict(kept_of_it)
+        for anchor, initial in zip(self._anchors, state["anchors"], strict=True):
+            anchor.load_state_dict(initial)
         tensors = [t for t in self.graph.module.parameters()]
         self._batch = _moved(state["batch"], tensors[0].device) if tensors else state["batch"]
 
@@ -404,7 +489,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _check_method(method: Any) -> None:
-    if isinstance(method, type) or not callable(method):
+    if isinstance(method, type) or not (callable(method) or hasattr(method, "on_networks")):
         raise TypeError(f"a method is an object called with (group, stats), got {method!r}. Pass ReDo(), not ReDo")
     known = [f.name for f in fields(Stats)] + [k for k, v in vars(Stats).items() if isinstance(v, property)]
     for name in getattr(method, "needs", ()):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recycle.edits import Edit, describe
+from recycle.interventions import Intervention
 from recycle.stats import Stats
 
 
@@ -52,6 +53,10 @@ class Report:
     groups: dict[str, GroupReport]
     edits: tuple[tuple[str, Edit], ...] = field(default=())
     """Group name and edit, in the order in which they were made."""
+    interventions: tuple[Intervention, ...] = ()
+    """What was done to whole layers, after the edits."""
+    note: str = ""
+    """Why nothing, or less than asked, was done to the network as a whole."""
 
     @property
     def recycled(self) -> int:
@@ -75,7 +80,10 @@ class Report:
             for name, group in self.groups.items()
         }
         edits = [{"group": name, **describe(edit)} for name, edit in self.edits]
-        return {"event": self.event, "groups": groups, "edits": edits}
+        found = {"event": self.event, "groups": groups, "edits": edits}
+        if self.interventions:
+            found["interventions"] = [describe(intervention) for intervention in self.interventions]
+        return found | ({"note": self.note} if self.note else {})
 
     def to_json(self) -> str:
         """:meth:`to_dict` on one line."""
@@ -91,7 +99,8 @@ class Report:
             f"recycled {g.recycled}{'  ' + g.note if g.note else ''}"
             for name, g in self.groups.items()
         ]
-        return "\n".join([head, *lines])
+        whole = [f"  {describe(intervention)}" for intervention in self.interventions]
+        return "\n".join([head, *lines, *whole, *([f"  {self.note}"] if self.note else [])])
 
 
 def _certified(group: GroupReport) -> str:

@@ -216,7 +216,7 @@ def why_layers_are_fixed(group: UnitGroup) -> str:
         if shared and not (leaf.startswith("weight_ih_l0") and axis in group.outgoing):
             kind = type(layer).__name__
             return f"{kind} {owner!r} has one hidden_size for all its layers, directions and projections"
-        if getattr(axis, "flat", False):
+        if axis.groups > 1:
             return f"{axis.name!r} is read by a convolution in groups, whose channels come in equal parts"
     return ""
 

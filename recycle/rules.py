@@ -6,13 +6,14 @@ A rule is a function ``(labels, op, args, kwargs, out)``; adding one is a functi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recycle.elementwise import constant, dropout, gated_linear_unit, merge, pointwise, short, spread
-from recycle.labels import NONE, UNIFORM, Rule, UnitLabels, tensors_in
+from recycle.labels import NONE, UNIFORM, Rule, UnitLabels, described, tensors_in
 from recycle.products import convolution, embedding, matrix_product
 
 
@@ -82,12 +83,22 @@ def _reduction(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) ->
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     dims = given.get("dim")
     axes = [dims] if isinstance(dims, int) else list(dims or range(known.dim()))
+    axes = [axis % known.dim() for axis in axes] if known.dim() else []
     top = known.amax(axes, keepdim=True) if known.dim() else known
-    if not bool(((known == top) | (known == UNIFORM)).all()):
-        labels.freeze(known, f"{short(op)} reduces over the units")
+    if bool(((known == top) | (known == UNIFORM)).all()):
+        for result in tensors_in(out):
+            labels.put(result, top.reshape(result.shape))
         return
+    table = known.movedim(axes, list(range(len(axes)))).reshape(math.prod(known.shape[d] for d in axes), -1).t()
+    symmetric = all(t.is_floating_point() for t in tensors_in(out))  # the position of the largest is not
+    if not symmetric or bool((table != table[:1]).any() or (table == NONE).any()) or labels.moments_in(table):
+        for result in tensors_in(out):
+            labels.freeze_if_used(result, known, f"{short(op)} reduces over the units")
+        return
+    labels.parted.append(table[0].cpu())
+    labels.reductions.add(described((str(op), args, kwargs)))
     for result in tensors_in(out):
-        labels.put(result, top.reshape(result.shape))
+        labels.put(result, torch.tensor(labels.moment(table[0], short(op))))
 
 
 def _scan(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -213,7 +224,7 @@ RULES: dict[str, Rule] = {
          "cudnn_batch_norm", "_batch_norm_with_update"), _batch_norm),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("_softmax", "_log_softmax"), _softmax),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),
     "glu": gated_linear_unit,
     "_prelu_kernel": lambda lab, op, args, kwargs, out: merge(lab, op, out, args, "gain"),
     "nativedropout": dropout,

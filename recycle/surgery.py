@@ -311,7 +311,7 @@ def _reset(
         for axis, rows in zip(group.incoming, born, strict=True):
             axis.write(tensor_at(module, axis.name), units, rows)
         for axis in group.outgoing:
-            _fill_units(axis, tensor_at(module, axis.name), units, 0.0)
+            axis.fill(tensor_at(module, axis.name), units, 0.0)
     _freshen(group, (*group.incoming, *group.outgoing), units, optimizers)
 
 
@@ -321,13 +321,11 @@ def _fold(edit: Fold, group: UnitGroup, optimizers: Sequence[Optimizer], soft: S
         for axis in group.outgoing:
             assert axis.bias is not None
             weight, bias = tensor_at(module, axis.name), tensor_at(module, axis.bias)
-            part = weight.index_select(axis.dim, axis.entries(units, weight.device))
-            value = means.repeat_interleave(axis.span).to(part)
-            shape = [-1 if d == axis.dim else 1 for d in range(part.dim())]
+            moved = torch.zeros_like(weight)
+            axis.write(moved, units, _times(axis.read(weight, units), means))
             out_dim = 1 if axis.dim == 0 else 0
-            moved = (part * value.reshape(shape)).sum([d for d in range(part.dim()) if d != out_dim])
-            bias += moved
-            _fill_units(axis, weight, units, 0.0)
+            bias += moved.sum([d for d in range(moved.dim()) if d != out_dim])
+            axis.fill(weight, units, 0.0)
     _freshen(group, group.outgoing, units, optimizers)
 
 
@@ -352,11 +350,7 @@ def _multiple(group: UnitGroup, module: nn.Module, pair: Tensor) -> float:
 def _freshen(group: UnitGroup, axes: Iterable[Axis], units: Tensor, optimizers: Sequence[Optimizer]) -> None:
     for axis in axes:
         for state, _, fresh in optimizer_state.states(optimizers, group.tensor(axis.name)):
-            _fill_units(axis, state, units, fresh)
-
-
-def _fill_units(axis: Axis, tensor: Tensor, units: Tensor, value: float) -> None:
-    tensor.index_fill_(axis.dim, axis.entries(units, tensor.device), value)
+            axis.fill(state, units, fresh)
 
 
 def _times(values: Tensor, factors: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,20 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
+from recycle.heads import apart, beyond, place, with_heads
 from recycle.labels import UNUSED, UnitLabels
 from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
 from recycle.rules import MOVES, RULES
 
-_OUTPUT = "reaches the module's output"
+OUTPUT = "reaches the module's output"
+"""Why output layers are frozen."""
 
 
-def trace(module: nn.Module, *calls: Call) -> Graph:
+def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
     """Find every group of units of ``module`` that can be edited, and say why the others cannot.
 
     Each call runs the module once, without gradients, through one entry point that training uses:
     ``trace(policy, lambda: policy.evaluate_actions(obs, actions))``. What a call returns is taken to be an
     output, which no edit may change the meaning of. A batch of a few samples is enough. Parameters, buffers,
     gradients, training flags and random states are as before when it returns.
+
+    ``heads``: attention heads are units where that is exact: all rows of a head's queries, keys and values, and its
+    columns of the output projection. With False, or where it is not, the channels of a head's values are units.
 
     Raises:
         TypeError: ``module`` is no module, or there is no call.
@@ -40,14 +45,23 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
     with _undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)
-        dropout = bool(labels.seen & DROPOUT)
+        dropout, reductions = bool(labels.seen & DROPOUT), labels.reductions
+        mixed, units = bool(labels.mixed), labels.units
         del labels  # with every activation of the calls
-        failed = prove(groups, module, calls, dropout=dropout)
+        blocks, still = _mixed_groups(module, calls, units) if heads and mixed else ([], {})
+        whole = beyond(blocks, groups)
+        others = apart(groups, whole)
+        proved = partial(prove, module=module, calls=calls, dropout=dropout, reductions=reductions)
+        tried = proved([*whole, *others])
+        whole = [head for head in whole if head.name not in tried]
+        failed = {group.name: tried[group.name] for group in others if group.name in tried}
+        failed |= proved([g for g in apart(groups, whole) if g not in others])
     kept = [group for group in groups if group.name not in failed]
     for group in groups:
         if group.name in failed:
             _refuse(module, group.name, group.incoming, failed[group.name], frozen, {g.name for g in kept})
-    later = _Later(module, calls, kept)
+    kept, frozen = with_heads(whole, kept, frozen, still)
+    later = _Later(module, calls, kept, whole)
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace = later.siblings, later.retrace
@@ -57,8 +71,11 @@ def trace(module: nn.Module, *calls: Call) -> Graph:
 class _Later:
     """What groups ask of the traced calls when somebody asks it of them."""
 
-    def __init__(self, module: nn.Module, calls: Sequence[Call], groups: Sequence[UnitGroup]) -> None:
+    def __init__(
+        self, module: nn.Module, calls: Sequence[Call], groups: Sequence[UnitGroup], heads: Sequence[UnitGroup]
+    ) -> None:
         self.module, self.calls, self.groups = module, calls, groups
+        self.heads = {place(head) for head in heads}
 
     def siblings(self) -> Sequence[UnitGroup]:
         return self.groups
@@ -74,12 +91,19 @@ class _Later:
     def retrace(self) -> Sequence[UnitGroup]:
         with _undisturbed(self.module):
             labels, uses = _labelled(self.module, self.calls)
-            return _groups(self.module, labels, uses)[0]
+            groups, frozen = _groups(self.module, labels, uses)
+            if not self.heads:
+                return groups
+            blocks, still = _mixed_groups(self.module, self.calls, labels.units)
+            heads = [block for block in beyond(blocks, groups) if place(block) in self.heads]
+            return with_heads(heads, groups, frozen, still)[0]
 
 
-def _labelled(module: nn.Module, calls: Sequence[Call]) -> tuple[UnitLabels, Counter[str]]:
+def _labelled(
+    module: nn.Module, calls: Sequence[Call], blocks: Tensor | None = None
+) -> tuple[UnitLabels, Counter[str]]:
     """Run every call under labels; also how often each layer was called as a layer."""
-    labels = UnitLabels(module, RULES, MOVES)
+    labels = UnitLabels(module, RULES, MOVES, blocks)
     uses: Counter[str] = Counter()
     for call in calls:
         try:
@@ -88,8 +112,25 @@ def _labelled(module: nn.Module, calls: Sequence[Call]) -> tuple[UnitLabels, Cou
         except Exception as error:
             raise NotRecyclable(f"the traced call fails: {type(error).__name__}: {error}") from error
         for tensor in returned(result):
-            labels.freeze(labels.of(tensor), _OUTPUT, override=True)
+            labels.use_mixture(tensor)
+            labels.freeze(labels.of(tensor), OUTPUT, override=True)
     return labels, uses
+
+
+def _mixed_groups(module: nn.Module, calls: Sequence[Call], units: Tensor) -> tuple[list[UnitGroup], dict[str, str]]:
+    """Groups where units that products of activations mix, such as queries and keys, are one: attention heads.
+
+    What froze a part of a head (a rotation, a norm inside of it) may be right for the whole: another run tells.
+    """
+    for _ in range(_RUNS):
+        labels, uses = _labelled(module, calls, units)
+        if not labels.hindered or torch.equal(labels.units, units):
+            return _groups(module, labels, uses)
+        units = labels.units
+    return [], {}
+
+
+_RUNS = 6
 
 
 @contextmanager
@@ -100,22 +141,16 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     held = [(m, dict(m._buffers)) for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
     still = [m for m in module.modules() if m.training and isinstance(m, _STOCHASTIC)]
-    fused = (
-        torch._C._get_mkldnn_enabled(),
-        torch._C._get_cudnn_enabled(),
-        torch.backends.mha.get_fastpath_enabled(),
-    )
+    fused = [enabled() for enabled, _ in _FUSED]
     try:
         for layer in still:
             layer.training = False
-        torch._C._set_mkldnn_enabled(False)
-        torch._C._set_cudnn_enabled(False)
-        torch.backends.mha.set_fastpath_enabled(False)
+        for _, enable in _FUSED:
+            enable(False)
         yield
     finally:
-        torch._C._set_mkldnn_enabled(fused[0])
-        torch._C._set_cudnn_enabled(fused[1])
-        torch.backends.mha.set_fastpath_enabled(fused[2])
+        for (_, enable), before in zip(_FUSED, fused, strict=True):
+            enable(before)
         for layer in still:
             layer.training = True
         for owner, kept in held:
@@ -128,6 +163,17 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         np.random.set_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+# Fused kernels, which no rule sees through: whether they are in use, and how to say so.
+_FUSED: tuple[tuple[Callable[[], bool], Callable[[bool], object]], ...] = (
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+)
 
 
 @contextmanager
@@ -163,8 +209,8 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     rows = {key: labels.root(row.labels) for key, row in labels.rows.items()}
     _freeze_conflicts(module, labels, rows, columns, reasons)
     for vector in rows.values():  # a head is a head, whatever else meets some of its units
-        if any(reasons.get(u) == _OUTPUT for u in vector.tolist()):
-            reasons.update({u: _OUTPUT for u in vector.tolist() if u in reasons})
+        if any(reasons.get(u) == OUTPUT for u in vector.tolist()):
+            reasons.update({u: OUTPUT for u in vector.tolist() if u in reasons})
     entries = [*((key, vector, True) for key, vector in rows.items()),
                *((key, vector, False) for key, vector in columns.items())]  # fmt: skip
     units = torch.unique(roots[1:])
@@ -202,7 +248,7 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
             _refuse(module, name, incoming, reason, frozen, {g.name for g in groups})
             continue
         blend = next((mixed[u] for u in members.tolist() if u in mixed), "")
-        group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend)
+        group = UnitGroup(name, len(members), incoming, outgoing, module, not blend, blend, int(members[0]))
         read = set().union(*(labels.values_of(labels.columns[a.name, a.dim], members) for a in outgoing))
         group.one_value = len(read) == 1
         groups.append(group)
@@ -251,7 +297,7 @@ def _by_root(reasons: dict[int, str], roots: Tensor) -> dict[int, str]:
     merged: dict[int, str] = {}
     for unit, reason in reasons.items():
         root = int(roots[unit])
-        if root not in merged or reason == _OUTPUT:
+        if root not in merged or reason == OUTPUT:
             merged[root] = reason
     return merged
 
@@ -328,7 +374,7 @@ def _consumer(
         alone = labels.reads[columns.biases[0]] == columns.calls  # no other use would see what a fold adds
         bias = columns.biases[0] if whole and alone and held.requires_grad else None
     hooked = uses.get(name.rpartition(".")[0], 0) == columns.calls
-    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked)
+    return Axis(name, dim, index, "consumer", bias, columns.padded, frozenset(columns.sources), hooked, columns.groups)
 
 
 def _name(module: nn.Module, incoming: Sequence[Axis], taken: set[str]) -> str:

@@ -304,6 +304,11 @@ class Tracker:
                 seen.clear()
 
     @property
+    def updates(self) -> int:
+        """Updates in the window, sampled or not."""
+        return self.passes - self._cleared_at
+
+    @property
     def samples(self) -> int:
         """Values of each unit in the window, of the layer that was seen most."""
         return max((w.count for windows in self._windows.values() for w in windows), default=0)
@@ -332,7 +337,7 @@ class Tracker:
             incoming_norm=_norm(group, [a for a in group.incoming if a.role == "weight"], 2),
             outgoing_norm=_norm(group, group.outgoing, 1),
             event=event,
-            updates=self.passes - self._cleared_at,
+            updates=self.updates,
             finite=finite,
             settled=_settled(group),
             sample=self._sample_of(group),

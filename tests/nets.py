@@ -960,13 +960,123 @@ def upsampled() -> nn.Module:
 
 @zoo(
     rows((2, 4, 4)),
-    groups={"2[0:3]": 3, "2[3:6]": 3},
-    frozen={"0": "in 2 groups is a consumer that no rule covers"},
-    kill={"2[0:3]": "2.bias"},
-    homogeneous=frozenset({"2[0:3]", "2[3:6]"}),
+    groups={"0[0:3]": 3, "0[3:6]": 3, "2[0:3]": 3, "2[3:6]": 3},
+    frozen={"5": "output"},
+    kill={"0[0:3]": "0.bias", "2[0:3]": "2.bias"},
+    homogeneous=frozenset({"0[0:3]", "0[3:6]", "2[0:3]", "2[3:6]"}),
+    owned={
+        "0[0:3]": lambda u: [("0.weight", at[u]), ("0.bias", at[u]), ("2.weight", at[:3, u])],
+        "0[3:6]": lambda u: [("0.weight", at[3 + u]), ("0.bias", at[3 + u]), ("2.weight", at[3:, u])],
+        "2[0:3]": lambda u: [("2.weight", at[u]), ("2.bias", at[u]), ("5.weight", at[:, 4 * u : 4 * u + 4])],
+    },
 )
 def grouped_convolution() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 4, 2), ReLU(), nn.Conv2d(4, 6, 2, groups=2), ReLU(), nn.Flatten(), Linear(24, 3))
+    return nn.Sequential(nn.Conv2d(2, 6, 2), ReLU(), nn.Conv2d(6, 6, 2, groups=2), ReLU(), nn.Flatten(), Linear(24, 3))
+
+
+_MIXED = [0, 3, 1, 4, 2, 5]  # which channel stands where after a shuffle of two groups of three: 2 and 3 go over
+
+
+@zoo(
+    rows((2, 6)),
+    groups={
+        "stem[0:2]": 2,
+        "stem[2:4]": 2,
+        "first[0:2]": 2,
+        "first[4:6]": 2,
+        "last[0:4]": 4,
+        "last[4:8]": 4,
+    },
+    frozen={"first[2:3]": "one unit alone", "first[3:4]": "one unit alone", "out": "output"},
+    owned={
+        "first[0:2]": lambda u: [("first.weight", at[u]), ("first.bias", at[u]), ("last.weight", at[:4, [0, 2][u]])],
+        "first[4:6]": lambda u: [
+            ("first.weight", at[4 + u]),
+            ("first.bias", at[4 + u]),
+            ("last.weight", at[4:, [0, 2][u]]),
+        ],
+    },
+)
+def shuffled_between_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = torch.tanh(m.first(torch.tanh(m.stem(x))))
+        return m.out(torch.tanh(m.last(h[:, _MIXED])).mean(2))
+
+    parts = {"first": nn.Conv1d(4, 6, 1, groups=2), "last": nn.Conv1d(6, 8, 3, groups=2), "out": Linear(8, 3)}
+    return Wire(forward, stem=nn.Conv1d(2, 4, 3), **parts)
+
+
+@zoo(
+    rows((2, 5, 5)),
+    groups={"stem": 8, "reduce[0:2]": 2, "reduce[2:4]": 2, "middle[0:2]": 2, "middle[2:4]": 2},
+    frozen={"out": "output"},
+    unfoldable={"reduce[0:2]": "pad"},
+    owned={
+        "stem": lambda u: [
+            *_linear("stem", "reduce", "out")(u),
+            *[("expand.weight", at[u]), ("expand.bias", at[u])],
+        ],
+        "reduce[2:4]": lambda u: [
+            ("reduce.weight", at[2 + u]),
+            ("reduce.bias", at[2 + u]),
+            ("middle.weight", at[2:, u]),
+        ],
+    },
+)
+def residual_block_in_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.stem(x))
+        return m.out((h + m.expand(F.elu(m.middle(F.elu(m.reduce(h)))))).mean((2, 3)))
+
+    return Wire(
+        forward,
+        stem=nn.Conv2d(2, 8, 2),
+        reduce=nn.Conv2d(8, 4, 1),
+        middle=nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        expand=nn.Conv2d(4, 8, 1),
+        out=Linear(8, 3),
+    )
+
+
+@zoo(
+    rows((2, 6)),
+    groups={"conv": 4},
+    frozen={"out": "output"},
+    owned={
+        "conv": lambda u: [
+            *[("conv.weight", at[u]), ("conv.bias", at[u])],
+            *[("depth.weight", at[2 * u : 2 * u + 2]), ("depth.bias", at[2 * u : 2 * u + 2])],
+            ("out.weight", at[:, 2 * u : 2 * u + 2]),
+        ]
+    },
+)
+def two_depthwise_kernels_a_channel() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(m.depth(F.relu(m.conv(x))).mean(2))
+
+    return Wire(forward, conv=nn.Conv1d(2, 4, 2), depth=nn.Conv1d(4, 8, 3, groups=4), out=Linear(8, 3))
+
+
+@zoo(
+    rows((2, 3, 3)),
+    groups={"conv": 4, "mixed": 4},
+    frozen={"out": "output"},
+    owned={"conv": lambda u: [*_linear("conv", "mixed")(u), ("up.weight", at[u]), ("up.bias", at[u])]},
+)
+def depthwise_transposed() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(F.relu(m.mixed(F.relu(m.up(m.conv(x))))).mean((2, 3)))
+
+    parts = {"up": nn.ConvTranspose2d(4, 4, 2, stride=2, groups=4), "mixed": nn.Conv2d(4, 4, 1), "out": Linear(4, 3)}
+    return Wire(forward, conv=nn.Conv2d(2, 4, 2), **parts)
+
+
+@zoo(rows((2, 3, 3)), frozen={"conv": "'up.weight' in 2 groups has no rule", "up": "", "out": "output"})
+def transposed_in_groups() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(F.relu(m.up(m.conv(x))).mean((2, 3)))
+
+    return Wire(forward, conv=nn.Conv2d(2, 4, 2), up=nn.ConvTranspose2d(4, 4, 2, groups=2), out=Linear(4, 3))
 
 
 @zoo(rows((2, 3, 3)), either=True)
@@ -1023,7 +1133,7 @@ def softmax_over_units() -> nn.Module:
     return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), out=Linear(6, 3))
 
 
-@zoo(rows((5,)), either=True)
+@zoo(rows((5,)), groups={"fc": 8}, frozen={"out": "output"}, inexact={"fc": "linalgvectornormmixestheunits"})
 def unit_length() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.out(F.normalize(F.relu(m.fc(x)), dim=1))
@@ -1044,12 +1154,254 @@ def instance_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True), ReLU(), nn.Flatten(), Linear(36, 3))
 
 
-@zoo(rows((5,)), either=True)
+@zoo(rows((5,)), groups={"0": 8}, frozen={"3": "output"}, inexact={"0": "aten.meanmixestheunits"})
 def rms_norm() -> nn.Module:
     return nn.Sequential(Linear(5, 8), nn.RMSNorm(8), ReLU(), Linear(8, 3))
 
 
-@zoo(rows((4, 8)), either=True)
+@zoo(
+    rows((5,)),
+    groups={"stream": 6, "up": 8},
+    frozen={"out": "output"},
+    inexact={"stream": "aten.meanmixestheunits"},
+    kill={"up": "up.bias"},
+)
+def rms_norm_by_hand_in_a_residual_stream() -> nn.Module:
+    def normed(h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.stream(x)
+        h = h + m.down(F.relu(m.up(normed(h) * m.gain)))
+        return m.out(normed(h) * m.last_gain)
+
+    parts = {"stream": Linear(5, 6), "up": Linear(6, 8), "down": Linear(8, 6), "out": Linear(6, 3)}
+    return Wire(forward, gain=nn.Parameter(torch.rand(6)), last_gain=nn.Parameter(torch.rand(6)), **parts)
+
+
+@zoo(rows((2, 4, 4)), groups={"conv": 6}, frozen={"out": "output"}, inexact={"conv": "mixestheunits"})
+def layernorm_of_channels_by_hand() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.conv(x)
+        h = (h - h.mean(1, keepdim=True)) / torch.sqrt(h.var(1, keepdim=True, unbiased=False) + 1e-5)
+        return m.out(F.relu(h * m.gain[:, None, None] + m.shift[:, None, None]).mean((2, 3)))
+
+    parts = {"gain": nn.Parameter(torch.rand(6) + 0.5), "shift": nn.Parameter(torch.randn(6))}
+    return Wire(forward, conv=nn.Conv2d(2, 6, 2), out=Linear(6, 3), **parts)
+
+
+@zoo(rows((5,)), groups={"fc2": 6}, frozen={"fc1": "aten.mean reduces over the units", "out": "output"})
+def mean_of_units_scales_others() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc1(x))
+        return m.out(F.relu(m.fc2(h)) * h.mean(1, keepdim=True))
+
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), out=Linear(6, 3))
+
+
+@zoo(rows((5,)), frozen={"fc": "aten.mean reduces over the units", "out": "output"})
+def norm_with_its_gain_inside() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc(x))
+        return m.out(h * (torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * m.gain))
+
+    return Wire(forward, fc=Linear(5, 8), gain=nn.Parameter(torch.rand(8) + 0.5), out=Linear(8, 3))
+
+
+# ---------------------------------------------------------------- attention
+
+
+def _per_head(rows: Sequence[str], columns: str, *, at_once: int = 2, heads: int = 0) -> Owned:
+    """Neighbouring rows of queries, keys and values, and columns of the output projection.
+
+    ``heads``: one tensor holds all three, one behind the other, and so many heads each.
+    """
+
+    def owned(head: int) -> list[tuple[str, Index]]:
+        starts = [at_once * (head + heads * part) for part in range(3 if heads else 1)]
+        parts = [slice(start, start + at_once) for start in starts]
+        own = slice(at_once * head, at_once * (head + 1))
+        return [*((name, at[part]) for name in rows for part in parts), (columns, at[:, own])]
+
+    return owned
+
+
+def _linears(*names: str) -> list[str]:
+    return [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, time, channels of a head)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+    return (scores @ v).transpose(1, 2).flatten(2)
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"q": 3},
+    frozen={"out": "output"},
+    train=True,
+    owned={"q": _per_head(_linears("q", "k", "v"), "out.weight")},
+)
+def heads_by_hand() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(_attend(*(_by_head(part(x), 3) for part in (m.q, m.k, m.v))))
+
+    return Wire(forward, q=Linear(5, 6), k=Linear(5, 6), v=Linear(5, 6), out=Linear(6, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"qkv": 3},
+    frozen={"out": "output"},
+    owned={"qkv": _per_head(_linears("qkv"), "out.weight", heads=3)},
+)
+def heads_of_one_projection() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.out(_attend(*(_by_head(part, 3) for part in m.qkv(x).chunk(3, -1))))
+
+    return Wire(forward, qkv=Linear(5, 18), out=Linear(6, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"qkv": 3, "mlp": 6},
+    frozen={"out": "output", "last": "output"},
+    owned={
+        "qkv": lambda u: [
+            ("qkv.weight", at[6 * u : 6 * u + 6]),
+            ("qkv.bias", at[6 * u : 6 * u + 6]),
+            ("out.weight", at[:, 2 * u : 2 * u + 2]),
+        ],
+        "mlp": _linear("mlp", "last"),
+    },
+)
+def causal_heads_with_sdpa() -> nn.Module:
+    """Queries, keys and values of a head lie side by side."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = _by_head(m.qkv(x), 3).chunk(3, -1)
+        x = m.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)) + x
+        return x + m.last(F.relu(m.mlp(x)))
+
+    return Wire(forward, qkv=Linear(5, 18), out=Linear(6, 5), mlp=Linear(5, 6), last=Linear(6, 5))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"q": 3},
+    frozen={"out": "output"},
+    owned={
+        "q": lambda u: [
+            *_per_head(_linears("q", "k", "v"), "out.weight", at_once=4)(u),
+            ("temperature", at[u]),
+        ]
+    },
+)
+def rotary_heads() -> nn.Module:
+    """Rotations of time, norms inside of each head and a temperature of its own."""
+
+    def turned(x: Tensor) -> Tensor:
+        angles = torch.arange(4.0, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype).repeat(2)
+        left, right = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-right, left], -1) * angles.sin()
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (_by_head(part(x), 3) for part in (m.q, m.k, m.v))
+        return m.out(_attend(turned(m.norm(q)) * m.temperature, turned(m.norm(k)), v))
+
+    parts = {name: Linear(5, 12) for name in "qkv"}
+    return Wire(forward, **parts, out=Linear(12, 3), norm=nn.RMSNorm(4), temperature=weights(3, 1, 1))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"q": 2},
+    frozen={"out": "output"},
+    owned={
+        "q": lambda u: [
+            *((n, at[4 * u : 4 * u + 4]) for n in _linears("q")),
+            *((n, at[2 * u : 2 * u + 2]) for n in _linears("k", "v")),
+            ("out.weight", at[:, 4 * u : 4 * u + 4]),
+        ]
+    },
+)
+def queries_that_share_keys() -> nn.Module:
+    """Every two heads have one key and one value: four heads are two units."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q = _by_head(m.q(x), 4)
+        k, v = (_by_head(part(x), 2).repeat_interleave(2, 1) for part in (m.k, m.v))
+        return m.out(_attend(q, k, v))
+
+    return Wire(forward, q=Linear(5, 8), k=Linear(5, 4), v=Linear(5, 4), out=Linear(8, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"q": 3},
+    frozen={"out": "output"},
+    owned={"q": _per_head(_linears("q", "k", "v"), "out.weight", at_once=4)},
+)
+def heads_of_a_fixed_size() -> nn.Module:
+    """As many heads as there are rows for: heads come and go."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (m.q, m.k, m.v))
+        return m.out(_attend(q, k, v))
+
+    return Wire(forward, q=Linear(5, 12), k=Linear(5, 12), v=Linear(5, 12), out=Linear(12, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"v[0:2]": 2, "v[2:4]": 2, "v[4:6]": 2},
+    frozen={"q": "aten.bmm", "k": "aten.bmm", "out": "output"},
+)
+def heads_with_slopes() -> nn.Module:
+    """Each head looks back as far as its number says: they are not of a kind, the channels inside of them are."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (_by_head(part(x), 3) for part in (m.q, m.k, m.v))
+        slopes = torch.tensor([1.0, 0.5, 0.25], dtype=x.dtype)[:, None, None] * torch.arange(4)
+        scores = torch.softmax(q @ k.transpose(-1, -2) + slopes, -1)
+        return m.out((scores @ v).transpose(1, 2).flatten(2))
+
+    return Wire(forward, q=Linear(5, 6), k=Linear(5, 6), v=Linear(5, 6), out=Linear(6, 3))
+
+
+@zoo(
+    rows((4, 5)),
+    groups={"v[0:2]": 2, "v[2:4]": 2},
+    frozen={"q": "aten.bmm", "k": "aten.bmm", "out": "output"},
+)
+def heads_that_differ_inside() -> nn.Module:
+    """In the second head the keys stand in another order: entry by entry the heads do not correspond."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (_by_head(part(x), 2) for part in (m.q, m.k, m.v))
+        return m.out(_attend(q, torch.stack([k[:, 0], k[:, 1].flip(-1)], 1), v))
+
+    return Wire(forward, q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 4), out=Linear(4, 3))
+
+
+@zoo(
+    rows((4, 8)),
+    groups={"embed": 8, "attention.in_proj_weight": 2},
+    frozen={"out": "output"},
+    owned={
+        "embed": lambda u: [
+            *((name, at[u]) for name in _linears("embed", "attention.out_proj")),
+            *((name, at[:, u]) for name in ("attention.in_proj_weight", "out.weight")),
+        ],
+        "attention.in_proj_weight": _per_head(
+            ["attention.in_proj_weight", "attention.in_proj_bias"], "attention.out_proj.weight", at_once=4, heads=2
+        ),
+    },
+)
 def multihead_attention() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = m.embed(x)
@@ -1059,19 +1411,81 @@ def multihead_attention() -> nn.Module:
     return Wire(forward, embed=Linear(8, 8), attention=attention, out=Linear(8, 3))
 
 
-@zoo(rows((4, 8)), either=True)
+@zoo(
+    rows((4, 6), (3, 5)),
+    groups={"attention.q_proj_weight": 3},
+    frozen={"attention.out_proj": "output"},
+    owned={
+        "attention.q_proj_weight": lambda u: [
+            *((f"attention.{name}_proj_weight", at[2 * u : 2 * u + 2]) for name in "qkv"),
+            *(("attention.in_proj_bias", at[6 * part + 2 * u : 6 * part + 2 * u + 2]) for part in range(3)),
+            ("attention.out_proj.weight", at[:, 2 * u : 2 * u + 2]),
+        ]
+    },
+)
+def cross_attention_whose_weights_are_not_read() -> nn.Module:
+    return Wire(
+        lambda m, x, y: m.attention(x, y, y)[0],
+        attention=nn.MultiheadAttention(6, 3, kdim=5, vdim=5, batch_first=True),
+    )
+
+
+@zoo(
+    rows((4, 6)),
+    groups={"attention.in_proj_weight[12:14]": 2, **{f"attention.in_proj_weight[{i}:{i + 2}]": 2 for i in (14, 16)}},
+    frozen={"attention.in_proj_weight[0:12]": "aten.bmm", "attention.out_proj": "output"},
+)
+def attention_weights_returned() -> nn.Module:
+    return Wire(lambda m, x: m.attention(x, x, x), attention=nn.MultiheadAttention(6, 3, batch_first=True))
+
+
+_ENCODER: dict[str, Any] = {
+    "groups": {"0": 8, "1.self_attn.in_proj_weight": 2, "1.linear1": 16},
+    "frozen": {"3": "output"},
+    "inexact": {"0": "layernormmixes"},
+    "owned": {
+        "1.self_attn.in_proj_weight": _per_head(
+            ["1.self_attn.in_proj_weight", "1.self_attn.in_proj_bias"],
+            "1.self_attn.out_proj.weight",
+            at_once=4,
+            heads=2,
+        ),
+        "1.linear1": _linear("1.linear1", "1.linear2"),
+    },
+}
+
+
+@zoo(rows((4, 8)), **_ENCODER, kill={"1.linear1": "1.linear1.bias"}, homogeneous=frozenset({"1.linear1"}))
 def transformer_layer() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     return nn.Sequential(Linear(8, 8), layer, nn.Flatten(), Linear(32, 3))
 
 
-@zoo(rows((4, 5)), either=True)
+@zoo(rows((4, 8)), **_ENCODER, random=True)
+def transformer_layer_with_dropout() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, activation="gelu", norm_first=True, batch_first=True)
+    return nn.Sequential(Linear(8, 8), layer, nn.Flatten(), Linear(32, 3))
+
+
+@zoo(rows((4, 5)), groups={"v": 6}, frozen={"q": "aten.bmm", "k": "aten.bmm", "out": "output"})
 def attention_by_hand() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         scores = torch.softmax(m.q(x) @ m.k(x).transpose(1, 2) / 2, -1)
         return m.out((scores @ m.v(x)).flatten(1))
 
     return Wire(forward, q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 6), out=Linear(24, 3))
+
+
+@zoo(rows((4, 5)), groups={"a": 8}, frozen={"b": "aten.bmm multiplies it", "out": "output"})
+def products_of_all_units() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.b(F.relu(m.a(x)))
+        return m.out((h @ h.transpose(1, 2)).flatten(1))
+
+    return Wire(forward, a=Linear(5, 8), b=Linear(8, 6), out=Linear(16, 3))
+
+
+# ---------------------------------------------------------------- sums and orders of units
 
 
 @zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": "sum"}, kill={"fc1": "fc1.bias"})
@@ -1334,7 +1748,7 @@ def masked_weights() -> nn.Module:
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
 
 
-@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": ""})
+@zoo(rows((5,)), groups={"fc1": 8}, frozen={"fc2": "a weight computed from 'out.weight'"})
 def masked_consumer() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = F.relu(m.fc2(F.relu(m.fc1(x))))
@@ -1342,6 +1756,39 @@ def masked_consumer() -> nn.Module:
 
     mask = (torch.rand(3, 6) > 0.3).float()
     return Wire(forward, fc1=Linear(5, 8), mask=mask, fc2=Linear(8, 6), out=Linear(6, 3))
+
+
+def _noisy(m: Any, name: str, x: Tensor) -> Tensor:
+    """Fortunato et al. (2018): every weight is a mean plus a trained multiple of factorised noise."""
+    into, out = getattr(m, f"{name}_noise_in"), getattr(m, f"{name}_noise_out")
+    weight = getattr(m, f"{name}_mu") + getattr(m, f"{name}_sigma") * torch.outer(out, into)
+    return F.linear(x, weight, getattr(m, f"{name}_bias") + getattr(m, f"{name}_bias_sigma") * out)
+
+
+def _noisy_parts(name: str, into: int, out: int) -> dict[str, Tensor]:
+    matrices = {f"{name}_mu": weights(out, into), f"{name}_sigma": weights(out, into)}
+    vectors = {f"{name}_bias": nn.Parameter(torch.randn(out)), f"{name}_bias_sigma": nn.Parameter(torch.randn(out))}
+    return {**matrices, **vectors, f"{name}_noise_in": torch.randn(into), f"{name}_noise_out": torch.randn(out)}
+
+
+@zoo(
+    rows((5,)),
+    groups={"fc1": 8},
+    frozen={
+        "fc2": "a weight computed from 'hidden_mu' and 'hidden_sigma'",
+        "hidden_mu": "as a whole",
+        "hidden_sigma": "as a whole",
+        "out_mu": "as a whole",
+    },
+    kill={"fc1": "fc1.bias"},
+)
+def noisy_layers() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = F.relu(m.fc2(F.relu(m.fc1(x))))
+        return _noisy(m, "out", F.relu(_noisy(m, "hidden", h)))
+
+    parts = {**_noisy_parts("hidden", 6, 6), **_noisy_parts("out", 6, 3)}
+    return Wire(forward, fc1=Linear(5, 8), fc2=Linear(8, 6), **parts)
 
 
 @zoo(rows((5,)), either=True)

@@ -26,8 +26,28 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.intervals",
         }
     ),
-    frozenset({"recycle.rules", "recycle.resize", "recycle.proof", "recycle.edits", "recycle.fresh"}),
-    frozenset({"recycle.tracing", "recycle.track", "recycle.surgery", "recycle.metrics", "recycle.bounds"}),
+    frozenset(
+        {
+            "recycle.rules",
+            "recycle.heads",
+            "recycle.resize",
+            "recycle.proof",
+            "recycle.edits",
+            "recycle.fresh",
+            "recycle.interventions",
+        }
+    ),
+    frozenset(
+        {
+            "recycle.tracing",
+            "recycle.track",
+            "recycle.surgery",
+            "recycle.metrics",
+            "recycle.bounds",
+            "recycle.layers",
+            "recycle.anchor",
+        }
+    ),
     frozenset({"recycle.methods", "recycle.report"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names

@@ -2,19 +2,24 @@
 
 A method is an object called with ``(group, stats)`` that returns a list of edits, and names in ``needs`` the
 statistics it reads. It sees a group's shape and its statistics, never a module or an optimizer.
+
+A method for whole networks has ``on_networks(networks, stats)`` instead, see :class:`NetworkMethod`.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from recycle.edits import Edit
+from recycle.interventions import Intervention, Layers
 from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.gradient_cutoff import GradientCutoff
+from recycle.methods.l2_init import L2Init
+from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
@@ -23,6 +28,7 @@ from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
 from recycle.methods.s2d import SteepestDescent
 from recycle.methods.selection import Units
+from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
 from recycle.names import did_you_mean
@@ -48,7 +54,24 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Callable[..., Method]] = {
+class NetworkMethod(Protocol):
+    """What a recycler needs of a method that acts on whole layers, by schedule rather than by what is dead.
+
+    One that acts at every optimizer step too has ``at_updates(networks)``, which returns
+    :class:`recycle.interventions.Pull` objects.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the :class:`recycle.stats.Stats` fields that it reads; a class attribute will do."""
+        ...
+
+    def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> Sequence[Intervention]:
+        """What to do at an event. A recycler passes its one network, and the statistics of each group by name."""
+        ...
+
+
+METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "monitor": Monitor,
     "random": Random,
     "split": SplitDead,
@@ -59,26 +82,28 @@ METHODS: dict[str, Callable[..., Method]] = {
     "snr": SelfNormalizedResets,
     "regrama": ReGraMa,
     "gradient_cutoff": GradientCutoff,
+    "shrink_perturb": ShrinkPerturb,
+    "l2_init": L2Init,
+    "layer_reset": LayerReset,
     "replay": Replay,
 }
 """The built-in methods by their names on the command line."""
 
 
-def find(name: str) -> Callable[..., Method]:
+def find(name: str) -> Callable[..., Any]:
     """The method class of that name, or of ``"my_module:MyMethod"``.
 
     Raises:
         ValueError: there is none; the message says which one may have been meant.
     """
     if name in METHODS:
-        built_in: Callable[..., Method] = METHODS[name]
-        return built_in
+        return METHODS[name]
     if ":" in name:
         return _imported(name)
     raise ValueError(f"no method {name!r}: {did_you_mean(name, METHODS)}, or my_module:MyMethod")
 
 
-def _imported(name: str) -> Callable[..., Method]:
+def _imported(name: str) -> Callable[..., Any]:
     path, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -89,5 +114,5 @@ def _imported(name: str) -> Callable[..., Method]:
         raise ValueError(f"no method {name!r}: {error}") from error
     if not callable(found):
         raise ValueError(f"no method {name!r}: it is a {type(found).__name__}, not a class")
-    method: Callable[..., Method] = found
+    method: Callable[..., Any] = found
     return method

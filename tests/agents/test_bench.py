@@ -35,11 +35,18 @@ def test_pairs_alternate_and_are_divided_the_right_way_round(monkeypatch):
 
     monkeypatch.setattr(bench, "_learn", learn)
     monkeypatch.setattr(bench, "_trace_share", lambda make: 0.5)
+    monkeypatch.setattr(bench, "_inside", lambda model, steps, method: 0.02)
     monkeypatch.setattr(bench, "_maker", lambda kind, width: lambda: None)
     found = bench.overhead(bench.Overhead(pairs=4, steps=96, method="redo"))
     assert all(ratios == [1.5] * 4 for ratios in found.values())
     pairs = [method for steps, method in calls if steps == 96][:8]
     assert pairs == ["redo", None, None, "redo"] * 2
+
+
+def test_what_is_spent_inside_is_a_part_of_learn_and_leaves_no_mark():
+    entrances = {(kind, name): getattr(kind, name) for kind, names in bench._ENTRANCES.items() for name in names}
+    assert 0 < bench._inside(small(DQN, 64)(), 256, "redo") < 1
+    assert all(getattr(kind, name) is method for (kind, name), method in entrances.items())
 
 
 def test_the_cases_are_what_their_names_say():

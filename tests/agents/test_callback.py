@@ -169,6 +169,59 @@ def test_with_nothing_dead_every_method_leaves_training_bit_identical(method):
     assert_same(alone, everything(other))
 
 
+def test_methods_act_together_by_their_names(tmp_path):
+    """Whole layers change on the schedule of the recyclers, and are logged beside them."""
+    options = {"layer_reset.last": 1, "redo.tau": 0.1}
+    callback = recycler(method="redo+layer_reset", method_kwargs=options, every=64, edits=tmp_path / "edits.jsonl")
+    model = dqn()
+    before = model.q_net.q_net[-1].weight.detach().clone()
+    model.learn(400, callback=callback)
+    assert [type(m).__name__ for m in callback.method] == ["ReDo", "LayerReset"] and callback.method[0].tau == 0.1
+    made = [i for line in lines(tmp_path / "edits.jsonl") for i in line.get("interventions", ())]
+    assert made and all(i == {"edit": "Renew", "layers": ["q_net.4"], "weights": True} for i in made)
+    assert not torch.equal(before, model.q_net.q_net[-1].weight)
+    nested = recycler(method=["redo", "layer_reset"], method_kwargs={"redo": {"tau": 0.1}, "layer_reset": {"last": 1}})
+    assert nested.method == callback.method
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "reason"),
+    [
+        ("redo+cbp", {}, "both edit single units"),
+        ("redo+l2_int", {}, "did you mean 'l2_init'"),
+        ("redo+l2_init", {"tau": 0.1}, r"options say whose they are \(redo.NAME\), got 'tau'"),
+        ("redo+l2_init", {"cbp.rate": 0.1}, "got 'cbp.rate'"),
+        ("redo+l2_init", {"redo.strength": 0.1}, "method 'redo' has the options"),
+    ],
+)
+def test_methods_that_do_not_go_together_are_refused_at_once(method, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        recycler(method=method, method_kwargs=options)
+
+
+@pytest.mark.parametrize("method", ["l2_init", "shrink_perturb", "layer_reset"])
+def test_a_model_with_whole_network_methods_goes_on_where_it_was_saved(tmp_path, method):
+    def run(model, path):
+        model.learn(256, callback=recycler(method=method, every=64, edits=path), reset_num_timesteps=False)
+        return model
+
+    whole = run(run(ppo(), tmp_path / "whole.jsonl"), tmp_path / "whole.jsonl")
+    part = run(ppo(), tmp_path / "part.jsonl")
+    part.save(tmp_path / "model")
+    state = part.recycle_state["recyclers"]["policy"]
+    loaded = PPO.load(tmp_path / "model", env=part.env)
+    assert len(loaded.recycle_state["recyclers"]["policy"]["anchors"]) == (method == "l2_init")
+    if method == "l2_init":
+        start = dict(ppo().policy.named_parameters())
+        assert (
+            all(torch.equal(v, start[k]) for k, v in state["anchors"][0].items()) and "log_std" not in state["anchors"]
+        )
+    again = run(loaded, tmp_path / "part.jsonl")
+    assert whole.num_timesteps == again.num_timesteps == 512
+    made = [lines(tmp_path / f"{name}.jsonl") for name in ("whole", "part")]
+    assert [line.get("interventions") for line in made[0]] == [line.get("interventions") for line in made[1]]
+
+
 def test_attach_watches_and_never_changes():
     alone = everything(ppo().learn(256))
     model = ppo()

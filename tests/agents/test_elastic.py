@@ -14,12 +14,13 @@ from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 import recycle
-from agents import RecycleCallback, networks_of, remember_widths
+from agents import RecycleCallback, inspect, load_policy, networks_of, remember_widths
 from agents.elastic import elastic
-from recycle import Grow, Prune, Split
+from recycle import Grow, NotRecyclable, Prune, Split
 
 
 class Pictures(gym.Env[Any, Any]):
@@ -201,6 +202,46 @@ def test_a_method_resizes_while_the_agent_trains(name: str, tmp_path: Any) -> No
     learn(loaded, 64, callback=again, reset_num_timesteps=False)
     seen = {f"{n} {name}": group.width for n, r in again.reports[-1].items() for name, group in r.groups.items()}
     assert seen == widths_of(loaded)
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo dict", "dqn cnn", "sac", "td3", "crossq"])
+def test_the_policy_alone_is_saved_and_loaded(name: str, tmp_path: Any) -> None:
+    model = made(name)
+    resize(model)
+    remember_widths(model)
+    model.policy.save(tmp_path / "policy.pth")
+    kind = type(model.policy)
+    if MODELS[name][-1]:  # net_arch says it all
+        assert shapes(kind.load(tmp_path / "policy.pth", device="cpu")) == shapes(model.policy)
+    policy = load_policy(kind, tmp_path / "policy.pth", device="cpu")
+    assert type(policy) is kind
+    saved = model.policy.state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in policy.state_dict().items())
+    for _ in range(5):
+        seen = model.observation_space.sample()
+        assert np.array_equal(*(one.predict(seen, deterministic=True)[0] for one in (model, policy)))
+
+
+def test_a_policy_of_another_kind_is_refused(tmp_path: Any) -> None:
+    policy = made("ppo").policy
+    policy.extra = nn.Linear(2, 2)
+    policy.save(tmp_path / "policy.pth")
+    with pytest.raises(NotRecyclable, match=r"ActorCriticPolicy has no tensor 'extra\.weight'"):
+        load_policy(type(policy), tmp_path / "policy.pth")
+
+
+@pytest.mark.parametrize("name", ["ppo cnn", "sac", "td3", "tqc", "crossq", "qrdqn cnn", "recurrent ppo cnn"])
+def test_a_resized_model_tells_its_algorithm(name: str, tmp_path: Any) -> None:
+    model = made(name)
+    last = networks_of(model)[-1]
+    group = next(group for group in last.trace() if group.resizable)
+    recycle.apply(Prune([0]), group, optimizers=last.optimizers, targets=last.targets)
+    remember_widths(model)
+    assert model.policy_class is elastic
+    model.save(tmp_path / "model.zip")
+    env = DummyVecEnv([lambda: model.get_env().envs[0]])
+    loaded = inspect.load(tmp_path / "model.zip", env)
+    assert type(loaded) is type(model) and same(model, loaded)
 
 
 def test_widths_that_net_arch_can_say_need_nothing_of_ours_to_load(tmp_path: Any) -> None:

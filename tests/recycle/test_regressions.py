@@ -110,4 +110,6 @@ def test_values_of_different_heads_are_different_even_where_all_heads_weigh_alik
 
     net = _Wired(forward, q=nn.Linear(5, 6), k=nn.Linear(5, 6), v=nn.Linear(5, 6), out=nn.Linear(6, 2))
     x = torch.randn(2, 4, 5)
-    assert [(group.name, group.width) for group in recycle.trace(net, lambda: net(x))] == [("v[0:3]", 3), ("v[3:6]", 3)]
+    values = recycle.trace(net, lambda: net(x), heads=False)
+    assert [(group.name, group.width) for group in values] == [("v[0:3]", 3), ("v[3:6]", 3)]
+    assert [(group.name, group.width) for group in recycle.trace(net, lambda: net(x))] == [("q", 2)]

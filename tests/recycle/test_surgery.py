@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -360,6 +361,30 @@ def test_fold_of_a_constant_channel_is_exact(tail: str) -> None:
     torch.testing.assert_close(net(x), before, rtol=1e-13, atol=1e-13)
     unit = net[-1].weight[:, 9:18] if tail == "flatten" else net[2].weight[:, 1]
     assert (unit == 0).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_channel_of_a_convolution_in_groups_is_read_by_the_rows_of_its_group(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 2), nn.Tanh(), nn.Conv2d(6, 4, 2, groups=2)).double().to(memory_format=layout)
+    with torch.no_grad():
+        net[0].weight[4], net[0].bias[4] = 0.0, 0.7
+    x = rand(3, 1, 4, 4)
+    group = recycle.trace(net, lambda: net(x))["0[3:6]"]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9)
+    net(x).sum().backward()
+    optimizer.step()
+    before, weight = net(x), net[2].weight.clone()
+    recycle.apply(Fold([1], [math.tanh(0.7)]), group, optimizers=[optimizer])
+    torch.testing.assert_close(net(x), before, rtol=1e-13, atol=1e-13)
+    momentum = optimizer.state[net[2].weight]["momentum_buffer"]
+    for tensor in (net[2].weight, momentum):
+        assert (tensor[2:, 1] == 0).all()  # channel 4 is the second of the second group
+        assert (tensor != 0).sum() == tensor.numel() - tensor[2:, 1].numel()
+    assert torch.equal(net[2].weight[:2], weight[:2])
+    recycle.apply(Split([2], into=[1], share=0.25), group, optimizers=[optimizer])
+    torch.testing.assert_close(net(x), before, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(net[2].weight[2:, 1] * 3, net[2].weight[2:, 2])
 
 
 def test_fold_is_refused_without_a_bias_or_with_zero_padding() -> None:

@@ -235,9 +235,9 @@ _REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: Wire(lambda m, x: (m.o(F.relu(m.fc(x))), m.fc.weight.square().sum()), fc=nn.Linear(3, 4),
                      o=nn.Linear(4, 2)),
         "fc", "'fc.weight' is also used by aten."),
-    "grouped convolution": (
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Conv2d(4, 2, 2, groups=2)),
-        "0", "aten.convolution in 2 groups"),
+    "transposed convolution in groups": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, groups=2)),
+        "0", "a transposed aten.convolution with '2.weight' in 2 groups"),
     "matrix that is no parameter": (
         lambda: Wire(lambda m, x: m.o(F.relu(m.fc(x)) @ F.relu(m.fc(x)).t()), fc=nn.Linear(3, 4), o=nn.Linear(6, 2)),
         "fc", "multiplies it by a matrix that is no parameter"),

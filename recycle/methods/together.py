@@ -1,0 +1,32 @@
+"""Which methods can act on one network together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recycle.methods.monitor import Monitor
+
+
+def edits_units(method: Any) -> bool:
+    """Whether it decides about single units; ``monitor`` looks and leaves them alone."""
+    return callable(method) and not isinstance(method, Monitor)
+
+
+def check_together(methods: Sequence[Any]) -> None:
+    """Raise a ValueError that says why, if these methods cannot act together.
+
+    One that edits units goes with any that act on whole layers: ``redo`` with ``l2_init``, say.
+    """
+    if not methods:
+        raise ValueError("a Recycler needs a method; to watch only, pass monitor")
+    names = [type(method).__name__ for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named twice; pass one, with one set of options")
+    editors = [type(method).__name__ for method in methods if edits_units(method)]
+    if len(editors) > 1:
+        raise ValueError(
+            f"{' and '.join(editors)} both edit single units, and the second would judge the first one's newborns by "
+            "what their places showed before. Pass one of them; those that act on whole layers go with any"
+        )
