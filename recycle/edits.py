@@ -28,6 +28,9 @@ class Split:
             units SGD, momentum and weight decay then stay on the unsplit trajectory. Refused for others.
         rescale: first balance the parent's incoming and outgoing norms without changing its function. ReLU-like
             units only.
+        along: a direction for each parent, in which newborn and parent move apart instead of a random one: one number
+            for each incoming weight, and a last one for the bias where there is one. ``noise`` says how far; norms
+            are not kept. Only for units with one weight tensor and at most a bias.
         moments: ``"fresh"`` gives the newborn the optimizer's initial state and leaves the parent's alone: the
             two part. ``"transform"`` gives both the state that they would have had: the two hardly part.
     """
@@ -38,10 +41,13 @@ class Split:
     noise: float = field(default=0.0, kw_only=True)
     balanced: bool = field(default=False, kw_only=True)
     rescale: bool = field(default=False, kw_only=True)
+    along: Sequence[Sequence[float]] | None = field(default=None, kw_only=True)
     moments: Literal["fresh", "transform"] = field(default="fresh", kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parents", _ints(self.parents))
+        if self.along is not None:
+            object.__setattr__(self, "along", tuple(tuple(map(float, row)) for row in self.along))
         object.__setattr__(self, "into", None if self.into is None else _ints(self.into))
 
     @property
@@ -53,8 +59,10 @@ class Split:
         """The same edit for those of its slots that are in ``keep``."""
         if self.into is None:
             return self
-        pairs = [(p, s) for p, s in zip(self.parents, self.slots, strict=True) if s in keep]
-        return replace(self, parents=[p for p, _ in pairs], into=[s for _, s in pairs])
+        slots = self.slots
+        kept = [i for i, slot in enumerate(slots) if slot in keep]
+        along = None if self.along is None else [self.along[i] for i in kept]
+        return replace(self, parents=[self.parents[i] for i in kept], into=[slots[i] for i in kept], along=along)
 
 
 @dataclass(frozen=True)
@@ -221,6 +229,8 @@ def renumbered(edit: Edit, now: Mapping[int, int]) -> Edit:
 def describe(edit: Any) -> dict[str, Any]:
     """An edit of units or layers as plain numbers and strings, for JSON."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(edit).items() if v is not None}
+    if "along" in values:
+        values["along"] = "given"
     if "birth" in values:
         birth = values["birth"]
         options = ", ".join(f"{k}={v}" for k, v in getattr(birth, "keywords", {}).items())

@@ -102,8 +102,14 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        firing = any(name in ("silence", "rarity") for m in self.methods if callable(m) for name in m.needs)
-        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every, firing=firing)
+        needs = self._needs
+        self.tracker = Tracker(
+            graph,
+            optimizers=optimizers,
+            sample_every=sample_every,
+            firing="silence" in needs or "rarity" in needs,
+            sample="sample" in needs,
+        )
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -330,6 +336,11 @@ class Recycler:
             return "no training pass was seen since the last event"
         return ""
 
+    @property
+    def _needs(self) -> list[str]:
+        """Statistics that the methods of units read."""
+        return list(dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs))
+
     def _why_not(self, group: UnitGroup, stats: Stats) -> str:
         unseen = self._why_unseen(group, stats)
         if unseen:
@@ -341,8 +352,7 @@ class Recycler:
         for method in self.methods:
             if getattr(method, "lacks", ""):
                 return str(getattr(method, "lacks", ""))
-        needs = dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs)
-        missing = [n for n in needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
+        missing = [n for n in self._needs if _unseen(getattr(stats, n))]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
@@ -519,6 +529,10 @@ class Recycler:
         self._batch = moved(state["batch"], device)
         if self._jumps is not None and state["jumps"] is not None:
             self._jumps.load_state_dict(state["jumps"], device)
+
+
+def _unseen(value: Any) -> bool:
+    return value is None or (isinstance(value, Tensor) and bool(value.isnan().all()))
 
 
 def moved(value: Any, device: torch.device) -> Any:

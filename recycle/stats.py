@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.samples import Sample
 
 _KEPT = 256
 """Rows of activations kept of the latest sampled pass, for effective rank."""
@@ -62,6 +63,9 @@ class Stats:
     settled: Tensor | None = None
     """Bool: where False, a constant unit has another value in evaluation mode (running statistics still move
     towards it), so it cannot be folded yet. None: nowhere."""
+    sample: Sample | None = None
+    """The latest sampled pass at the layer that makes the units. None where no method asked for it, or where that is
+    not one Linear or plain convolution without a normalisation behind it."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

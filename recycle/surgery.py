@@ -167,6 +167,8 @@ def _refuse_split(edit: Split, group: UnitGroup) -> None:
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
     if edit.moments not in ("fresh", "transform"):
         raise NotRecyclable(f"Split needs moments='fresh' or 'transform', got {edit.moments!r}")
+    if edit.along is not None:
+        _refuse_along(edit, edit.along, group)
     slots = edit.slots if edit.into is not None else range(group.width, group.width + len(edit.parents))
     _refuse_parents(edit.parents, slots, group)
     if (edit.balanced or edit.rescale) and not group.homogeneous:
@@ -175,6 +177,20 @@ def _refuse_split(edit: Split, group: UnitGroup) -> None:
             f"{asked}=True needs units whose output scales with their weights (ReLU, leaky ReLU); those of "
             f"{group.name!r} do not. Pass {asked}=False"
         )
+
+
+def _refuse_along(edit: Split, along: Sequence[Sequence[float]], group: UnitGroup) -> None:
+    roles = [axis.role for axis in group.incoming]
+    if roles.count("weight") != 1 or roles.count("bias") > 1 or set(roles) - {"weight", "bias"}:
+        raise NotRecyclable(f"Split(along=...) needs units with one weight and at most a bias; {group.name!r} has more")
+    size = _numbers(group, "weight") + _numbers(group, "bias")
+    if len(along) != len(edit.parents) or any(len(row) != size for row in along):
+        raise NotRecyclable(
+            f"Split(along=...) needs {len(edit.parents)} directions of {size} numbers for {group.name!r}, got "
+            f"{[len(row) for row in along]}"
+        )
+    if not all(0 < sum(x * x for x in row) < math.inf for row in along):
+        raise NotRecyclable("Split(along=...) needs finite directions that are not zero")
 
 
 def _refuse_fold(edit: Fold, group: UnitGroup) -> None:
@@ -225,6 +241,7 @@ def _split(
     parent = (1 - edit.share) ** count.double()  # what the parent keeps
     draws = {axis.name: _noise(edit, group, axis, len(slots), generator) for axis in group.incoming}
     for module in (group.module, *soft):
+        length = _length(group, module, parents) if edit.along is not None else None
         scale = _balance(group, module, parents) if edit.rescale else torch.ones(len(parents), dtype=torch.double)
         keep_in, keep_out = scale.clone(), parent / scale
         born_in, born_out = scale[which].clone(), child / scale[which]
@@ -235,7 +252,7 @@ def _split(
             tensor = tensor_at(module, axis.name)
             scaled = axis.role in ("weight", "bias")
             rows = axis.read(tensor, parents)
-            born, kept = _part(rows, which, draws[axis.name], child, parent)
+            born, kept = _part(rows, which, draws[axis.name], child, parent, length)
             axis.write(tensor, slots, _times(born, born_in) if scaled else born)
             if scaled and (edit.noise or edit.balanced or edit.rescale):
                 axis.write(tensor, parents, _times(kept, keep_in))
@@ -345,22 +362,51 @@ def _times(values: Tensor, factors: Tensor) -> Tensor:
 
 def _noise(edit: Split, group: UnitGroup, axis: Axis, count: int, generator: torch.Generator | None) -> Tensor | None:
     """A random direction of unit length for each newborn's row, or None."""
-    if not edit.noise or axis.role != "weight":
+    if not edit.noise or axis.role not in ("weight", "bias"):
+        return None
+    if edit.along is not None:
+        given = torch.tensor(edit.along, dtype=torch.double)
+        given = given / given.norm(dim=1, keepdim=True)
+        weights = _numbers(group, "weight")
+        part: Tensor = given[:, :weights] if axis.role == "weight" else given[:, weights:]
+        part = edit.noise * part[:, None]
+        return part
+    if axis.role != "weight":
         return None
     like = axis.read(group.tensor(axis.name), torch.zeros(count, dtype=torch.long))
     draw = torch.randn(like.shape, generator=generator, dtype=torch.double)
     return edit.noise * draw / draw.square().sum((1, 2), keepdim=True).sqrt()
 
 
-def _part(rows: Tensor, which: Tensor, noise: Tensor | None, child: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of newborns and parents, moved apart so that their weighted sum stays; norms as before."""
+def _part(
+    rows: Tensor, which: Tensor, noise: Tensor | None, child: Tensor, parent: Tensor, length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Rows of newborns and parents, moved apart so that their weighted sum stays; norms as before.
+
+    Noise is relative to the rows' own norms, or to ``length``, ``(parents,)``; then norms are not kept.
+    """
     if noise is None:
         return rows[which], rows
-    norm = rows.square().sum((1, 2), keepdim=True).sqrt()
+    norm = rows.square().sum((1, 2), keepdim=True).sqrt() if length is None else length.to(rows)[:, None, None]
     step = noise.to(rows) * norm[which] * 2 * (parent / (parent + child.new_zeros(len(parent)).index_add(
         0, which, child))).to(rows)[which, None, None]  # fmt: skip
     back = torch.zeros_like(rows).index_add(0, which, _times(step, child)) / parent.to(rows)[:, None, None]
+    if length is not None:
+        return rows[which] + step, rows - back
     return _with_norm(rows[which] + step, norm[which]), _with_norm(rows - back, norm)
+
+
+def _length(group: UnitGroup, module: nn.Module, units: Tensor) -> Tensor:
+    """Norm of the incoming weights, ``(units,)``."""
+    rows = [a.read(tensor_at(module, a.name), units).double() for a in group.incoming if a.role == "weight"]
+    length: Tensor = torch.linalg.vector_norm(torch.cat([part.flatten(1) for part in rows], 1), dim=1)
+    return length.cpu()
+
+
+def _numbers(group: UnitGroup, role: str) -> int:
+    """Incoming numbers of one unit in that role."""
+    own = [axis.read(group.tensor(axis.name), torch.zeros(1).long()) for axis in group.incoming if axis.role == role]
+    return sum(part.numel() for part in own)
 
 
 def _with_norm(rows: Tensor, norm: Tensor) -> Tensor:

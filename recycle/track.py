@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup
+from recycle.samples import Sample, as_sample, few
 from recycle.stats import Gradients, Stats, Window, joined, largest, wide
 
 _MOMENTS = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum")
@@ -34,6 +35,7 @@ class Tracker:
         sample_every: look at the passes of every so many updates; 1 sees all, 8 costs about a percent.
         training_only: False counts every pass, for looking at a network that is not being trained.
         firing: keep the times between each unit's firings as well.
+        sample: keep some inputs, pre-activations and gradients of the latest sampled pass as well.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Tracker:
         sample_every: int = 8,
         training_only: bool = True,
         firing: bool = False,
+        sample: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -63,6 +66,8 @@ class Tracker:
         self._consumers: dict[str, int] = {}
         self._pre: dict[str, list[Gradients]] = {}
         self._weights: dict[str, Gradients] = {}
+        self._sample = sample
+        self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -170,6 +175,8 @@ class Tracker:
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 yield producer, partial(self._watch_output, seen, index), False
+            if self._sample and len(group.producers()) == 1 and not group.norms():
+                yield group.producers()[0][0], partial(self._watch_producer, seen, group.name), False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -265,6 +272,13 @@ class Tracker:
     def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
         seen.add(_per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
 
+    def _watch_producer(self, seen: Gradients, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if self._counts(layer, output) and self._due(seen) and output.requires_grad and inputs and output.dim() > 1:
+            output.register_hook(partial(self._keep_sample, name, few(inputs[0]), few(output)))
+
+    def _keep_sample(self, name: str, inputs: Tensor, output: Tensor, gradient: Tensor) -> None:
+        self._latest[name] = (inputs, output, few(gradient))
+
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
         self._steps[number] = step + 1
@@ -304,6 +318,7 @@ class Tracker:
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
         self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]
+        self._latest.clear()
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
         self._detach(self._handles)
@@ -319,6 +334,7 @@ class Tracker:
     def clear(self) -> None:
         """Begin a new window for every group."""
         self._cleared_at = self.passes
+        self._latest.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -363,8 +379,15 @@ class Tracker:
             updates=self.updates,
             finite=finite,
             settled=_settled(group) if live else None,
+            sample=self._sample_of(group),
             generator=generator,
         )
+
+    def _sample_of(self, group: UnitGroup) -> Sample | None:
+        if group.name not in self._latest:
+            return None
+        ((layer, axis),) = group.producers()
+        return as_sample(layer, axis.index[:, 0], *self._latest[group.name])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -378,6 +401,7 @@ class Tracker:
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
             "weights": {k: g.state() for k, g in self._weights.items()},
+            "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -394,6 +418,7 @@ class Tracker:
         self._resumed_at, self._between_pauses = state["pauses"]
         self._root_calls, self._cleared_at = int(state["root_calls"]), int(state["cleared_at"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
+        self._latest = {k: (x.clone(), z.clone(), g.clone()) for k, (x, z, g) in state["latest"].items()}
         for name, windows in self._windows.items():
             device = self.graph[name].tensor(self.graph[name].incoming[0].name).device
             for window, saved in zip(windows, state["windows"][name], strict=True):

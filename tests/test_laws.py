@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import json
 import math
 import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -544,7 +546,7 @@ def test_noise_comes_from_the_generator() -> None:
 # ---------------------------------------------------------------- law 2: nothing dead, nothing done
 
 
-HARMLESS = ("monitor", "random", "split", "mirror", "redo", "revive", "snr")
+HARMLESS = ("monitor", "random", "split", "mirror", "s2d", "redo", "revive", "snr", "replay")
 
 
 @every_net
@@ -697,6 +699,55 @@ def test_edits_of_some_units_leave_all_others_alone(name: str) -> None:
         before = state_of(case.net)
         recycle.apply(Reset([0], birth=mirror, parents=[1]), group, generator=seeded())
         assert changed(before, state_of(case.net)) <= own[0]
+
+
+@pytest.mark.parametrize("name", [n for n in ZOO if ZOO[n].kill])
+@pytest.mark.parametrize("method", ["snr", "s2d", "replay"])
+def test_methods_touch_only_what_their_edits_name(name: str, method: str, tmp_path: Path) -> None:
+    case = restored(name)
+    enliven(case.net)
+    with torch.no_grad():
+        for group, parameter in case.spec.kill.items():
+            case.net.get_parameter(parameter)[case.graph[group].width - 2] = -1e3
+    options: dict[str, Any] = {}
+    if method == "replay":
+        recycled = {group.name: {"recycled": 1} for group in case.graph}
+        path = tmp_path / "edits.jsonl"
+        path.write_text(json.dumps({"step": 0, "network": "net", "event": 1, "groups": recycled}))
+        options["path"] = str(path)
+    if method == "snr":
+        options["eta"] = 0.5  # one pass is all there is
+    optimizer = _filled(case.net)
+    recycler = recycle.Recycler(
+        case.graph, recycle.find(method)(**options), optimizers=[optimizer], generator=seeded(), sample_every=1
+    )
+    with recycler.listening():
+        loss_of(case.calls).backward()
+    own: dict[str, list[Elements]] = {}  # what a reset of each unit alone changes
+    kept = {n: t.detach().clone() for n, t in tensors_of(case.net).items()}
+    for group in case.groups:
+        for unit in range(group.width):
+            scramble(case.net)
+            before = state_of(case.net)
+            recycle.apply(Reset([unit]), group, generator=seeded())
+            own.setdefault(group.name, []).append(changed(before, state_of(case.net)))
+    with torch.no_grad():
+        for n, tensor in tensors_of(case.net).items():
+            tensor.copy_(kept[n])
+    before = state_of(case.net, [optimizer])
+    report = recycler.step()
+    if method != "s2d" and "unobserved" not in report.to_json():
+        assert report.edits
+    if method == "s2d" and not report.edits:
+        pytest.skip("no split would lower the loss, or the layer shows no sample")
+    after = state_of(case.net, [optimizer])
+    named_units = {(g, u) for g, e in report.edits for u in (*e.slots, *(getattr(e, "parents", None) or ()))}
+    allowed = set().union(*(own[g][u] for g, u in named_units)) if named_units else set()
+    biases = {a.bias for g, e in report.edits if isinstance(e, Fold) for a in case.graph[g].outgoing}
+    assert {(n, i) for n, i in changed(before, after) if n not in biases} <= allowed
+    moments = {(n.split(" ")[0], i) for n, i in changed(before, after, optimizer=True)}
+    slots = set().union(*(own[g][u] for g, e in report.edits for u in e.slots)) if report.edits else set()
+    assert moments <= slots, "parents keep their moments"
 
 
 @every_net

@@ -22,6 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.births",
             "recycle.optimizers",
             "recycle.stats",
+            "recycle.samples",
             "recycle.intervals",
         }
     ),

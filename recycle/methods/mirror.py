@@ -22,7 +22,8 @@ class Mirror:
     norm_cap: float = 2.0
     """The newborn's incoming row is at most this many times as long as a fresh one."""
     parent: Parent = "utility"
-    """Which live units are mirrored: by ``utility``, by ``gradient``, or ``random``."""
+    """Which live units are mirrored: by ``utility``, by ``gradient``, by ``eigenvalue`` (of the splitting
+    matrix, see s2d), or ``random``."""
 
     @property
     def needs(self) -> tuple[str, ...]:

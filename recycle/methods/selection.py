@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from recycle.edits import Fold
+from recycle.graph import NotRecyclable
+from recycle.samples import steepest
 from recycle.stats import Stats
 
-Parent = Literal["utility", "gradient", "random"]
+Parent = Literal["utility", "gradient", "random", "eigenvalue"]
 NEEDED_BY: dict[Parent, tuple[str, ...]] = {
     "utility": ("outgoing_norm",),
     "gradient": ("weight_gradient",),
     "random": (),
+    "eigenvalue": ("sample",),
 }
 """Statistics that each way of choosing parents reads."""
 
@@ -44,7 +47,7 @@ def match(group: Units, stats: Stats, tau: float, by: Parent) -> tuple[list[int]
     Where fewer units live than died, the rest of the slots waits for the next event.
     """
     slots = idle(group, stats, tau)
-    chosen = parents(stats, slots, by)
+    chosen = parents(group, stats, slots, by)
     slots = slots[: len(chosen)]
     return chosen.tolist(), slots.tolist(), fold(group, stats, slots)
 
@@ -73,21 +76,46 @@ def fold(group: Units, stats: Stats, units: Tensor) -> list[Fold]:
     return [Fold(units.tolist(), stats.mean[units].tolist())]
 
 
-def parents(stats: Stats, slots: Tensor, by: Parent) -> Tensor:
+def parents(group: Units, stats: Stats, slots: Tensor, by: Parent) -> Tensor:
     """Live units, the best first and each at most once, to be parents of ``slots``: ``(at most len(slots),)``.
 
     Args:
+        group: what the units are.
         stats: the group's statistics.
         slots: units about to be overwritten.
-        by: ``"utility"`` (mean |activation| times outgoing norm), ``"gradient"`` (of the incoming weights) or
+        by: ``"utility"`` (mean |activation| times outgoing norm), ``"gradient"`` (of the incoming weights),
+            ``"eigenvalue"`` (the most negative one of the splitting matrix, see :func:`recycle.samples.steepest`) or
             ``"random"``.
     """
     live = ~stats.dead
     live[slots] = False
-    units = live.nonzero()[:, 0]
+    units = live.nonzero()[:, 0] if len(slots) else slots
+    if not len(units):
+        return units
     if by == "random":
         order = torch.randperm(len(units), generator=stats.generator)
     else:
-        value = stats.utility if by == "utility" else stats.weight_gradient
+        value = (
+            stats.utility
+            if by == "utility"
+            else stats.weight_gradient
+            if by == "gradient"
+            else -steepest_descent(group, stats, 0.3)[0]
+        )
         order = torch.argsort(value[units], descending=True, stable=True)
     return units[order][: len(slots)]
+
+
+def steepest_descent(group: Units, stats: Stats, softness: float) -> tuple[Tensor, Tensor]:
+    """:func:`recycle.samples.steepest` of the latest pass.
+
+    Raises:
+        NotRecyclable: the units are not ReLU-like, so that the smoothed hinge says nothing about them.
+    """
+    if not group.homogeneous:
+        raise NotRecyclable(
+            f"the splitting matrix is smoothed for ReLU-like units, those of {group.name!r} are not. Choose parents by "
+            "utility, gradient or random"
+        )
+    assert stats.sample is not None
+    return steepest(stats.sample, softness, stats.generator)

@@ -29,7 +29,8 @@ class SplitDead:
     balanced: bool = False
     """Divide incoming and outgoing weights by the root of the share (ReLU-like units)."""
     parent: Parent = "utility"
-    """Which live units are split: by ``utility``, by ``gradient``, or ``random``."""
+    """Which live units are split: by ``utility``, by ``gradient``, by ``eigenvalue`` (of the splitting
+    matrix, see s2d), or ``random``."""
     moments: Literal["fresh", "transform"] = "fresh"
     """State of the optimizer for the newborn: its initial value, or what its parent's would have been."""
 

@@ -30,9 +30,11 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
+from recycle.methods.s2d import SteepestDescent
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
+from recycle.samples import Sample
 from recycle.stats import Stats
 
 METHOD_FILE = '''
@@ -98,6 +100,7 @@ HEALTHY = made(mean=[1, 1, 1], mean_abs=[1, 1, 1], minimum=[0, 0, 0], maximum=[2
 def test_the_built_in_methods() -> None:
     assert {
         "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo,
+        "s2d": SteepestDescent,
         "cbp": ContinualBackprop,
         "snr": SelfNormalizedResets,
         "regrama": ReGraMa,
@@ -271,6 +274,8 @@ def test_equal_decisions_compare_equal(cap: float) -> None:
         (lambda: SplitDead(moments="zero"), "zero"),  # type: ignore[arg-type]
         (lambda: Mirror(norm_cap=0.0), "norm_cap > 0, got .*norm_cap=0.0"),
         (lambda: Mirror(tau=math.nan), "tau=nan"),
+        (lambda: SteepestDescent(step=0.0), "step > 0, .*got step=0.0"),
+        (lambda: SteepestDescent(softness=math.nan), "softness=nan"),
         (lambda: Mirror(parent="best"), "best"),  # type: ignore[arg-type]
         (lambda: ReDo(tau=-0.1), "tau >= 0, got tau=-0.1"),
         (lambda: ReDo(tau=math.inf), "got tau=inf"),
@@ -825,3 +830,70 @@ def test_a_file_that_replay_cannot_find_is_one_clear_error(tmp_path: Path) -> No
         Replay(str(tmp_path / "edits.jsonl"))
     with pytest.raises(ValueError, match="replay cannot read"):
         Replay(str(tmp_path))
+
+
+# ---------------------------------------------------------------- splitting steepest descent
+
+# unit 0 has most to gain, then 3; 2 has nothing, 1 and 4 are dead; with one input S is a number, of the gradient's sign
+SPLITTING = dataclasses.replace(
+    made(mean_abs=[1, 0, 1, 1, 0], maximum=[2, 0, 2, 2, 0], outgoing_norm=[1, 1, 9, 2, 1]),
+    sample=Sample(
+        torch.tensor([[1.0], [1.0]], dtype=torch.double),
+        torch.tensor([[1.0, -9, 1, 1, -9], [-1, -8, -1, -1, -8]], dtype=torch.double),
+        torch.tensor([[-4.0, 0, 1, -2, 0]] * 2, dtype=torch.double),
+    ),
+)
+
+
+def test_s2d_splits_where_the_loss_falls_most_and_along_which_direction() -> None:
+    (edit,) = SteepestDescent()(Layer(5), SPLITTING)
+    assert isinstance(edit, Split)
+    assert (edit.parents, edit.into, edit.share, edit.noise) == ((0, 3), (1, 4), 0.5, 0.1)
+    assert edit.along is not None and [abs(row[0]) for row in edit.along] == pytest.approx([1, 1])
+
+
+def test_s2d_leaves_units_dead_where_no_split_would_help() -> None:
+    assert SPLITTING.sample is not None
+    worse = dataclasses.replace(SPLITTING.sample, gradient=SPLITTING.sample.gradient.abs())
+    assert SteepestDescent()(Layer(5), dataclasses.replace(SPLITTING, sample=worse)) == []
+    one = dataclasses.replace(SPLITTING.sample, gradient=torch.tensor([[1.0, 0, -1, 1, 0]] * 2, dtype=torch.double))
+    (edit,) = SteepestDescent()(Layer(5), dataclasses.replace(SPLITTING, sample=one))
+    assert (edit.parents, edit.slots) == ((2,), (1,))
+
+
+def test_parents_by_eigenvalue() -> None:
+    (edit,) = SplitDead(parent="eigenvalue")(Layer(5), SPLITTING)
+    assert edit == Split([0, 3], into=[1, 4], noise=0.1)
+    (edit,) = Mirror(parent="eigenvalue")(Layer(5), SPLITTING)
+    assert edit == Reset([1, 4], mirror, parents=[0, 3])
+    assert "sample" in SplitDead(parent="eigenvalue").needs and "sample" not in SplitDead().needs
+
+
+@pytest.mark.parametrize("method", [SteepestDescent(), SplitDead(parent="eigenvalue")])
+def test_the_splitting_matrix_of_other_units_is_refused(method: Any) -> None:
+    with pytest.raises(recycle.NotRecyclable, match="smoothed for ReLU-like units, those of 'layer' are not"):
+        method(Layer(5, homogeneous=False), SPLITTING)
+    assert method(Layer(3, homogeneous=False), HEALTHY) == []
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh()])
+def test_s2d_recycles_or_says_why_not(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), activation, nn.Linear(8, 1)).double()
+    x = torch.randn(64, 3, dtype=torch.double)
+    adam = torch.optim.Adam(net.parameters(), lr=1e-9)
+    with torch.no_grad():
+        net[0].weight[2], net[0].bias[2] = 0.0, -1e3
+    recycler = recycle.Recycler(
+        recycle.trace(net, lambda: net(x)), SteepestDescent(step=1e-3), optimizers=[adam], sample_every=1
+    )
+    with recycler.listening():
+        (net(x) - x[:, :1].abs()).square().mean().backward()
+    adam.step()
+    before = net(x).detach()
+    report = recycler.step()
+    if isinstance(activation, nn.Tanh):
+        assert report.edits == () and "ReLU-like units" in report.groups["0"].note
+    else:
+        assert [edit.slots for _, edit in report.edits] == [(2,)]
+        assert float((net(x) - before).abs().max()) < 1e-3 * float(before.abs().max())
