@@ -89,7 +89,8 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every)
+        inputs = "inputs" in method.needs
+        self.tracker = Tracker(graph, optimizers=optimizers, sample_every=sample_every, inputs=inputs)
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -210,7 +211,8 @@ class Recycler:
             return "NaN or infinite activations were seen: no edit is based on this window"
         if self.tracker.passes < self.warmup:
             return f"warming up: {self.tracker.passes} of {self.warmup} updates"
-        missing = [n for n in self.method.needs if bool(torch.as_tensor(getattr(stats, n)).isnan().all())]
+        wanted = {n: getattr(stats, n) for n in self.method.needs if n != "inputs"}  # these have no units
+        missing = [n for n, value in wanted.items() if bool(torch.as_tensor(value).isnan().all())]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup
-from recycle.stats import Gradients, Stats, Window, joined, largest, wide
+from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
 
 
 class Tracker:
@@ -30,6 +30,7 @@ class Tracker:
         optimizers: their steps are where the gradients of incoming weights are read.
         sample_every: look at the passes of every so many updates; 1 sees all, 8 costs about a percent.
         training_only: False counts every pass, for looking at a network that is not being trained.
+        inputs: keep a part of what the layers read on the latest sampled pass as well.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Tracker:
         optimizers: Sequence[Optimizer] = (),
         sample_every: int = 8,
         training_only: bool = True,
+        inputs: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -56,6 +58,7 @@ class Tracker:
         self._consumers: dict[str, int] = {}
         self._pre: dict[str, list[Gradients]] = {}
         self._weights: dict[str, Gradients] = {}
+        self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -158,6 +161,9 @@ class Tracker:
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 yield producer, partial(self._watch_output, seen, index), False
+        if self._inputs is not None:
+            for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
+                yield layer, partial(self._keep_input, self._inputs, name), True
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -217,6 +223,14 @@ class Tracker:
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             window.add(_per_unit(act.detach(), layer, index))
 
+    def _keep_input(
+        self, inputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        act = args[0] if args else kwargs.get("input")
+        act = getattr(act, "data", act)  # of a packed sequence
+        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(name):
+            inputs[name] = kept_inputs(act, len(getattr(layer, "kernel_size", ())))
+
     def _watch_recurrent(
         self, window: Window, index: Tensor | None, observer: Observer, layer: nn.Module, args: Any, output: Any
     ) -> None:
@@ -257,6 +271,8 @@ class Tracker:
         self._windows[group.name] = [Window() for _ in self._windows[group.name]]
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
+        if self._inputs is not None:
+            self._inputs.clear()  # consumers' inputs have other columns now
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
         if self._step_handles:
@@ -269,6 +285,8 @@ class Tracker:
     def clear(self) -> None:
         """Begin a new window for every group."""
         self._cleared_at = self.passes
+        if self._inputs is not None:
+            self._inputs.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -306,8 +324,14 @@ class Tracker:
             updates=self.passes - self._cleared_at,
             finite=finite,
             settled=_settled(group),
+            inputs=self._inputs_of(group),
             generator=generator,
         )
+
+    def _inputs_of(self, group: UnitGroup) -> dict[str, Tensor] | None:
+        if self._inputs is None:
+            return None
+        return {axis.name: self._inputs[axis.name].cpu() for _, axis in group.fed() if axis.name in self._inputs}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -321,6 +345,7 @@ class Tracker:
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
             "weights": {k: g.state() for k, g in self._weights.items()},
+            "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -344,6 +369,10 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
+        if self._inputs is not None:
+            self._inputs.clear()
+            for name, kept in state["inputs"].items():
+                self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
 
 
 def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:
