@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Fold, Merge, Prune, Reset, Split
-from recycle.births import like_init, mirror
+from recycle.births import like_init, mirror, revive
 
 from .nets import ZOO, Net, Wire
 
@@ -380,7 +380,7 @@ def test_balanced_split_keeps_the_function_or_is_refused(name: str) -> None:
 def test_reset_of_a_silent_unit_keeps_the_function(name: str) -> None:
     case = restored(name)
     for group in case.exact:
-        for birth, parents in ((None, None), (like_init, None), (mirror, [1])):
+        for birth, parents in ((None, None), (like_init, None), (mirror, [1]), (revive, None)):
             case.restore()
             recycle.apply(Reset([0]), group, generator=seeded(1))
             before = [case.outputs(training=mode) for mode in case.modes]
@@ -574,7 +574,7 @@ def test_no_method_touches_a_network_without_dead_units(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if ZOO[n].kill])
-@pytest.mark.parametrize("method", ["split", "mirror", "redo"])
+@pytest.mark.parametrize("method", ["split", "mirror", "redo", "revive"])
 def test_methods_name_the_dead_units_and_no_other(name: str, method: str) -> None:
     case = restored(name)
     enliven(case.net)

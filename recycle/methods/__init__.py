@@ -20,6 +20,7 @@ from recycle.methods.monitor import Monitor
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
+from recycle.methods.revive import Revive
 from recycle.methods.selection import Units
 from recycle.methods.split import SplitDead
 from recycle.names import did_you_mean
@@ -47,6 +48,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "random": Random,
     "split": SplitDead,
     "mirror": Mirror,
+    "revive": Revive,
     "redo": ReDo,
     "cbp": ContinualBackprop,
     "regrama": ReGraMa,
