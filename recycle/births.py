@@ -84,7 +84,7 @@ def revive(newborns: Newborns, *, active: float = 0.5) -> tuple[Tensor, ...]:
     So is everything but the weights where the inputs of a row are unknown, or where a unit is made by several layers
     (summed branches, a depthwise convolution), none of which alone decides when it fires.
 
-    Source: rules B and C of this project's search for a birth better than a fresh one, see the README.
+    Source: this project; :class:`recycle.methods.revive.Revive` says when.
     """
     known = [i for i, response in enumerate(newborns.responses) if response is not None]
     owners = [axis.name.rpartition(".")[0] for axis in newborns.axes]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import recycle
 from recycle import Fold, Merge, Prune, Reset, Split
 from recycle.births import like_init, mirror, revive
+from recycle.track import Tracker
 
 from .nets import ZOO, Net, Wire
 
@@ -700,6 +701,33 @@ def test_edits_of_some_units_leave_all_others_alone(name: str) -> None:
 
 
 @every_net
+def test_units_born_of_data_leave_all_others_alone(name: str) -> None:
+    case = restored(name)
+    with Tracker(case.graph, sample_every=1, inputs=True) as tracker:
+        for call in case.calls:
+            call()
+    case.restore()
+    optimizer = _filled(case.net)
+    for group in case.groups:
+        scramble(case.net)
+        _refill(optimizer)
+        before = state_of(case.net, [optimizer])
+        recycle.apply(Reset([0]), group, optimizers=[optimizer], generator=seeded())
+        after = state_of(case.net, [optimizer])
+        own, moments = changed(before, after), changed(before, after, optimizer=True)
+        scramble(case.net)
+        _refill(optimizer)
+        inputs = tracker.stats(group).inputs
+        before = state_of(case.net, [optimizer])
+        edit = Reset([0], birth=revive, warm=0.1)
+        recycle.apply(edit, group, optimizers=[optimizer], inputs=inputs, generator=seeded())
+        after = state_of(case.net, [optimizer])
+        assert changed(before, after) <= own
+        assert changed(before, after, optimizer=True) == moments
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(case.net).values())
+
+
+@every_net
 def test_fold_touches_biases_of_consumers_and_the_unit(name: str) -> None:
     case = restored(name)
     for group in case.groups:
@@ -1004,15 +1032,15 @@ def _hooks(net: nn.Module) -> list[int]:
 @every_net
 def test_listening_leaves_training_bit_identical(name: str) -> None:
     results = []
-    for watched in (False, True):
+    for method in (None, "monitor", "revive"):  # the latter keeps what layers read as well
         net, calls = build(name)
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
         recycler = None
         torch.manual_seed(3)
-        if watched:
+        if method is not None:
             graph = recycle.trace(net, *calls)
             try:
-                recycler = recycle.Recycler(graph, recycle.find("monitor")(), optimizers=[optimizer])
+                recycler = recycle.Recycler(graph, recycle.find(method)(), optimizers=[optimizer])
             except REFUSED:
                 assert not list(graph)
                 return
@@ -1025,10 +1053,11 @@ def test_listening_leaves_training_bit_identical(name: str) -> None:
                     loss_of(calls).backward()
             optimizer.step()
             if recycler is not None:
-                recycler.step()
+                recycler.step() if method == "monitor" else recycler.observe()
         gradients = {f"{n}.grad": p.grad for n, p in net.named_parameters()}
         results.append({**state_of(net, [optimizer]), **gradients, "random": _random_states()})
-    assert not same(*results)
+    assert not same(*results[:2])
+    assert not same(*results[::2])
 
 
 def test_nothing_is_seen_outside_of_listening() -> None:
