@@ -46,6 +46,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "split": ("--method-kwargs", "tau:0.025"),
     "mirror": ("--method-kwargs", "tau:0.025"),
     "redo": (),
+    "revive": (),
 }
 """``none`` and ``monitor`` (watched) are plain agents, ``random`` resets as many units as are dead, any units;
 the others recycle what ReDo calls dormant."""
@@ -68,7 +69,7 @@ class Args:
     algos: tuple[str, ...] = tuple(SETTINGS)
     """Which of ppo and dqn to run."""
     arms: tuple[str, ...] = ("monitor", "split", "mirror", "redo")
-    """Which arms to run: none, monitor, random, split, mirror, redo."""
+    """Which arms to run: none, monitor, random, split, mirror, redo, revive."""
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,24 @@ class UnitGroup:
                 found.append((layer, axis))
         return found
 
+    def fed(self) -> list[tuple[nn.Module, Axis]]:
+        """Layers that make the units, and their weights, where a hook sees what the layer reads.
+
+        Linear layers and convolutions; of recurrent layers the first one's weights of the input (``weight_ih``), whose
+        other weights read states.
+        """
+        found = []
+        for axis in self.incoming:
+            owner, _, leaf = axis.name.rpartition(".")
+            layer = self.module.get_submodule(owner)
+            cell = isinstance(layer, nn.RNNCellBase) and leaf == "weight_ih"
+            recurrent = isinstance(layer, nn.RNNBase) and leaf in ("weight_ih_l0", "weight_ih_l0_reverse")
+            outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+            whole = leaf == "weight" and plain(layer) and self.tensor(axis.name).shape[axis.dim] == outputs
+            if axis.role == "weight" and (cell or recurrent or whole):
+                found.append((layer, axis))
+        return found
+
 
 class Graph:
     """The editable groups of a module, in forward order, and what is frozen and why.

@@ -109,6 +109,7 @@ class Recycler:
             sample_every=sample_every,
             firing="silence" in needs or "rarity" in needs,
             sample="sample" in needs,
+            inputs="inputs" in needs,
         )
         self.certify = certify
         self.events = 0
@@ -370,15 +371,17 @@ class Recycler:
             if any(map(resizes, edits)):
                 if self._anchors:
                     return [], "units cannot come or go while weights are pulled to where they began (l2_init)"
-                return self._resize(group, edits, note)
+                return self._resize(group, edits, note, stats.inputs)
             with all_or_none(group, **held):
                 for edit in edits:
-                    apply(edit, group, **held, generator=self.generator, init=self.init)
+                    apply(edit, group, **held, generator=self.generator, init=self.init, inputs=stats.inputs)
         except NotRecyclable as error:
             return [], str(error)
         return edits, note
 
-    def _resize(self, group: UnitGroup, edits: list[Edit], note: str) -> tuple[list[Edit], str]:
+    def _resize(
+        self, group: UnitGroup, edits: list[Edit], note: str, inputs: dict[str, Tensor] | None
+    ) -> tuple[list[Edit], str]:
         """Make edits of which some resize, each all or none. Units keep their numbers until the last is made."""
         now = {unit: unit for unit in range(group.width)}
         made: list[Edit] = []
@@ -386,7 +389,7 @@ class Recycler:
             try:
                 order = kept(renumbered(edit, now), group.width)
                 apply(renumbered(edit, now), group, optimizers=self.optimizers, targets=self.targets,
-                      generator=self.generator, init=self.init)  # fmt: skip
+                      generator=self.generator, init=self.init, inputs=inputs)  # fmt: skip
             except KeyError as error:
                 return made, f"{type(edit).__name__} names unit {error}, which an earlier edit of the event removed"
             except NotRecyclable as error:

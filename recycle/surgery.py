@@ -17,6 +17,7 @@ from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, resizes
 from recycle.fresh import Init, fresh_rows
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
 from recycle.resize import FEWEST, resized, with_more, without
+from recycle.response import responses
 
 
 @torch.no_grad()
@@ -28,6 +29,7 @@ def apply(
     targets: Sequence[tuple[nn.Module, float]] = (),
     generator: torch.Generator | None = None,
     init: Init | None = None,
+    inputs: dict[str, Tensor] | None = None,
 ) -> None:
     """Make one edit: weights, optimizer state and target networks together, or nothing at all.
 
@@ -41,6 +43,7 @@ def apply(
             changes how many units there are resizes every target.
         generator: source of randomness; None: torch's global one.
         init: how this model initialises, for fresh units; None: each layer's ``reset_parameters``.
+        inputs: what the layers read lately, see :attr:`recycle.stats.Stats.inputs`, for births that look at data.
 
     An edit that resizes puts new parameters in the place of the old ones (``.grad`` is None), in the module, its
     targets and the optimizers; the graph and its groups stay valid.
@@ -76,7 +79,7 @@ def apply(
         if isinstance(fixed, Split):
             _split(fixed, group, optimizers, soft, generator)
         elif isinstance(fixed, Reset):
-            _reset(fixed, group, optimizers, soft, generator, init)
+            _reset(fixed, group, optimizers, soft, generator, init, inputs or {})
         elif isinstance(fixed, Fold):
             _fold(fixed, group, optimizers, soft)
 
@@ -129,8 +132,8 @@ def check(
             _refuse_parents(edit.parents, range(group.width, group.width + edit.count), group)
     elif isinstance(edit, Merge):
         _refuse_parents([edit.parent], [edit.child], group)
-    elif isinstance(edit, Reset) and edit.parents is not None:
-        _refuse_parents(edit.parents, edit.units, group)
+    elif isinstance(edit, Reset):
+        _refuse_reset(edit, group)
     _refuse_units(edit.slots, group, "unit")
     if resizes(edit):
         _refuse_size(edit, group)
@@ -191,6 +194,13 @@ def _refuse_along(edit: Split, along: Sequence[Sequence[float]], group: UnitGrou
         )
     if not all(0 < sum(x * x for x in row) < math.inf for row in along):
         raise NotRecyclable("Split(along=...) needs finite directions that are not zero")
+
+
+def _refuse_reset(edit: Reset, group: UnitGroup) -> None:
+    if not 0 <= edit.warm <= 1:
+        raise NotRecyclable(f"Reset needs 0 <= warm <= 1 (a part of the usual second moment), got warm={edit.warm}")
+    if edit.parents is not None:
+        _refuse_parents(edit.parents, edit.units, group)
 
 
 def _refuse_fold(edit: Fold, group: UnitGroup) -> None:
@@ -299,23 +309,42 @@ def _reset(
     soft: Sequence[nn.Module],
     generator: torch.Generator | None,
     init: Init | None,
+    inputs: dict[str, Tensor],
 ) -> None:
     units = torch.tensor(edit.units)
     if not edit.weights:
         _freshen(group, (*group.incoming, *group.outgoing), units, optimizers)
         return
+    stay = torch.tensor(sorted(set(range(group.width)) - set(edit.units)), dtype=torch.long)
     fresh = fresh_rows(group, units, init, generator)
+    draws: tuple[Tensor, ...] = ()
+    if edit.birth not in (None, like_init):
+        draws = tuple(torch.randn(f.shape, generator=generator, dtype=torch.double).to(f) for f in fresh)
     for module in (group.module, *soft):
         parents = None
         if edit.parents is not None:
             named = torch.tensor(edit.parents)
             parents = tuple(axis.read(tensor_at(module, axis.name), named) for axis in group.incoming)
-        born = (edit.birth or like_init)(Newborns(group.incoming, fresh, parents))
+        others = tuple(axis.read(tensor_at(module, axis.name), stay) for axis in group.incoming)
+        newborns = Newborns(group.incoming, fresh, parents, others, draws, responses(group, units, inputs))
+        born = (edit.birth or like_init)(newborns)
         for axis, rows in zip(group.incoming, born, strict=True):
             axis.write(tensor_at(module, axis.name), units, rows)
         for axis in group.outgoing:
             axis.fill(tensor_at(module, axis.name), units, 0.0)
-    _freshen(group, (*group.incoming, *group.outgoing), units, optimizers)
+    _freshen(group, group.incoming, units, optimizers)
+    if edit.warm and len(stay):
+        _warm(group, units, stay, edit.warm, optimizers)
+    _freshen(group, group.outgoing, units, optimizers)  # recurrent weights are both
+
+
+def _warm(group: UnitGroup, units: Tensor, stay: Tensor, part: float, optimizers: Sequence[Optimizer]) -> None:
+    """Second moments of incoming weights begin at a part of the median of the units that stay, input by input."""
+    for axis in group.incoming:
+        for state, power, _ in optimizer_state.states(optimizers, group.tensor(axis.name)):
+            if power == 2:
+                usual = axis.read(state, stay).median(0, keepdim=True).values
+                axis.write(state, units, (part * usual).expand(len(units), -1, -1))
 
 
 def _fold(edit: Fold, group: UnitGroup, optimizers: Sequence[Optimizer], soft: Sequence[nn.Module]) -> None:

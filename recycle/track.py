@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup
 from recycle.samples import Sample, as_sample, few
-from recycle.stats import Gradients, Stats, Window, joined, largest, wide
+from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
 
 _MOMENTS = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum")
 
@@ -36,6 +36,7 @@ class Tracker:
         training_only: False counts every pass, for looking at a network that is not being trained.
         firing: keep the times between each unit's firings as well.
         sample: keep some inputs, pre-activations and gradients of the latest sampled pass as well.
+        inputs: keep a part of what the layers read on the latest sampled pass as well.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Tracker:
         training_only: bool = True,
         firing: bool = False,
         sample: bool = False,
+        inputs: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -68,6 +70,7 @@ class Tracker:
         self._weights: dict[str, Gradients] = {}
         self._sample = sample
         self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
+        self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -177,6 +180,9 @@ class Tracker:
                 yield producer, partial(self._watch_output, seen, index), False
             if self._sample and len(group.producers()) == 1 and not group.norms():
                 yield group.producers()[0][0], partial(self._watch_producer, seen, group.name), False
+        if self._inputs is not None:
+            for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
+                yield layer, partial(self._keep_input, self._inputs, name), True
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -258,6 +264,14 @@ class Tracker:
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             window.add(_per_unit(act.detach(), layer, index))
 
+    def _keep_input(
+        self, inputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        act = args[0] if args else kwargs.get("input")
+        act = getattr(act, "data", act)  # of a packed sequence
+        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(name):
+            inputs[name] = kept_inputs(act, len(getattr(layer, "kernel_size", ())))
+
     def _watch_recurrent(
         self, window: Window, index: Tensor | None, observer: Observer, layer: nn.Module, args: Any, output: Any
     ) -> None:
@@ -321,6 +335,8 @@ class Tracker:
         self._latest.clear()
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
+        if self._inputs is not None:
+            self._inputs.clear()  # consumers' inputs have other columns now
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
         self._measure()
@@ -335,6 +351,8 @@ class Tracker:
         """Begin a new window for every group."""
         self._cleared_at = self.passes
         self._latest.clear()
+        if self._inputs is not None:
+            self._inputs.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -380,6 +398,7 @@ class Tracker:
             finite=finite,
             settled=_settled(group) if live else None,
             sample=self._sample_of(group),
+            inputs=self._inputs_of(group),
             generator=generator,
         )
 
@@ -388,6 +407,11 @@ class Tracker:
             return None
         ((layer, axis),) = group.producers()
         return as_sample(layer, axis.index[:, 0], *self._latest[group.name])
+
+    def _inputs_of(self, group: UnitGroup) -> dict[str, Tensor] | None:
+        if self._inputs is None:
+            return None
+        return {axis.name: self._inputs[axis.name].cpu() for _, axis in group.fed() if axis.name in self._inputs}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -402,6 +426,7 @@ class Tracker:
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
             "weights": {k: g.state() for k, g in self._weights.items()},
             "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
+            "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -426,6 +451,10 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
+        if self._inputs is not None:
+            self._inputs.clear()
+            for name, kept in state["inputs"].items():
+                self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
 
 
 def _shapes(layer: nn.Module) -> list[torch.Size]:

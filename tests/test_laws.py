@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Fold, Merge, Prune, Reset, Split
-from recycle.births import like_init, mirror
+from recycle.births import like_init, mirror, revive
+from recycle.track import Tracker
 
 from .nets import ZOO, Net, Wire
 
@@ -382,7 +383,7 @@ def test_balanced_split_keeps_the_function_or_is_refused(name: str) -> None:
 def test_reset_of_a_silent_unit_keeps_the_function(name: str) -> None:
     case = restored(name)
     for group in case.exact:
-        for birth, parents in ((None, None), (like_init, None), (mirror, [1])):
+        for birth, parents in ((None, None), (like_init, None), (mirror, [1]), (revive, None)):
             case.restore()
             recycle.apply(Reset([0]), group, generator=seeded(1))
             before = [case.outputs(training=mode) for mode in case.modes]
@@ -576,7 +577,7 @@ def test_no_method_touches_a_network_without_dead_units(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if ZOO[n].kill])
-@pytest.mark.parametrize("method", ["split", "mirror", "redo", "snr"])
+@pytest.mark.parametrize("method", ["split", "mirror", "redo", "revive", "snr"])
 def test_methods_name_the_dead_units_and_no_other(name: str, method: str) -> None:
     case = restored(name)
     enliven(case.net)
@@ -748,6 +749,33 @@ def test_methods_touch_only_what_their_edits_name(name: str, method: str, tmp_pa
     moments = {(n.split(" ")[0], i) for n, i in changed(before, after, optimizer=True)}
     slots = set().union(*(own[g][u] for g, e in report.edits for u in e.slots)) if report.edits else set()
     assert moments <= slots, "parents keep their moments"
+
+
+@every_net
+def test_units_born_of_data_leave_all_others_alone(name: str) -> None:
+    case = restored(name)
+    with Tracker(case.graph, sample_every=1, inputs=True) as tracker:
+        for call in case.calls:
+            call()
+    case.restore()
+    optimizer = _filled(case.net)
+    for group in case.groups:
+        scramble(case.net)
+        _refill(optimizer)
+        before = state_of(case.net, [optimizer])
+        recycle.apply(Reset([0]), group, optimizers=[optimizer], generator=seeded())
+        after = state_of(case.net, [optimizer])
+        own, moments = changed(before, after), changed(before, after, optimizer=True)
+        scramble(case.net)
+        _refill(optimizer)
+        inputs = tracker.stats(group).inputs
+        before = state_of(case.net, [optimizer])
+        edit = Reset([0], birth=revive, warm=0.1)
+        recycle.apply(edit, group, optimizers=[optimizer], inputs=inputs, generator=seeded())
+        after = state_of(case.net, [optimizer])
+        assert changed(before, after) <= own
+        assert changed(before, after, optimizer=True) == moments
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(case.net).values())
 
 
 @every_net
@@ -1055,15 +1083,15 @@ def _hooks(net: nn.Module) -> list[int]:
 @every_net
 def test_listening_leaves_training_bit_identical(name: str) -> None:
     results = []
-    for watched in (False, True):
+    for method in (None, "monitor", "revive"):  # the latter keeps what layers read as well
         net, calls = build(name)
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
         recycler = None
         torch.manual_seed(3)
-        if watched:
+        if method is not None:
             graph = recycle.trace(net, *calls)
             try:
-                recycler = recycle.Recycler(graph, recycle.find("monitor")(), optimizers=[optimizer])
+                recycler = recycle.Recycler(graph, recycle.find(method)(), optimizers=[optimizer])
             except REFUSED:
                 assert not list(graph)
                 return
@@ -1076,10 +1104,11 @@ def test_listening_leaves_training_bit_identical(name: str) -> None:
                     loss_of(calls).backward()
             optimizer.step()
             if recycler is not None:
-                recycler.step()
+                recycler.step() if method == "monitor" else recycler.observe()
         gradients = {f"{n}.grad": p.grad for n, p in net.named_parameters()}
         results.append({**state_of(net, [optimizer]), **gradients, "random": _random_states()})
-    assert not same(*results)
+    assert not same(*results[:2])
+    assert not same(*results[::2])
 
 
 def test_nothing_is_seen_outside_of_listening() -> None:

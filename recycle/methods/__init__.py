@@ -27,6 +27,7 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
+from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
 from recycle.methods.selection import Units
 from recycle.methods.shrink_perturb import ShrinkPerturb
@@ -78,6 +79,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "split": SplitDead,
     "mirror": Mirror,
     "s2d": SteepestDescent,
+    "revive": Revive,
     "redo": ReDo,
     "cbp": ContinualBackprop,
     "snr": SelfNormalizedResets,

@@ -16,7 +16,8 @@ from torch import nn
 
 import recycle
 from recycle import Fold, Prune, Reset, Split
-from recycle.births import mirror
+from recycle.births import mirror, revive
+from recycle.edits import describe
 from recycle.firing import Firing
 from recycle.methods import METHODS, find
 from recycle.methods.cbp import ContinualBackprop
@@ -30,6 +31,7 @@ from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
 from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
+from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
@@ -101,6 +103,7 @@ def test_the_built_in_methods() -> None:
     assert {
         "monitor": Monitor, "random": Random, "split": SplitDead, "mirror": Mirror, "redo": ReDo,
         "s2d": SteepestDescent,
+        "revive": Revive,
         "cbp": ContinualBackprop,
         "snr": SelfNormalizedResets,
         "regrama": ReGraMa,
@@ -897,3 +900,38 @@ def test_s2d_recycles_or_says_why_not(activation: nn.Module) -> None:
     else:
         assert [edit.slots for _, edit in report.edits] == [(2,)]
         assert float((net(x) - before).abs().max()) < 1e-3 * float(before.abs().max())
+
+
+# ---------------------------------------------------------------- revive
+
+# the layer's mean |activation| is 1: unit 1 is dead, 2 dormant to both rules (score .02), 3 to rule B only (.08)
+FADING = made(
+    mean=[1.9, 0, 0.02, 0.08, 3],
+    mean_abs=[1.9, 0, 0.02, 0.08, 3],
+    minimum=[0, 0, 0, 0, 1],
+    maximum=[4, 0, 1, 1, 5],
+)
+
+
+def test_revive_folds_and_resets_what_is_dormant_the_deadest_first() -> None:
+    assert Revive()(Layer(5), FADING) == [Fold([2], [0.02]), Reset([1, 2], revive, warm=0.1)]
+    assert Revive(rule="B")(Layer(5), FADING) == [Fold([2, 3], [0.02, 0.08]), Reset([1, 2, 3], revive, warm=0.1)]
+    assert Revive(rule="B", tau=0.0, warm=0.0)(Layer(5), FADING) == [Reset([1], revive)]
+    assert Revive(tau=0.0)(Layer(5, why_not_foldable="no bias"), FADING) == [Reset([1], revive, warm=0.1)]
+
+
+def test_revive_names_its_birth_s_options_in_the_log() -> None:
+    (edit,) = Revive(tau=0.0, active=0.2)(Layer(5), FADING)
+    assert describe(edit) == {"edit": "Reset", "units": [1], "birth": "revive(active=0.2)", "warm": 0.1}
+    assert [edit] == Revive(tau=0.0, active=0.2)(Layer(5), FADING)
+
+
+@pytest.mark.parametrize("wrong", [{"tau": -0.1}, {"active": 0.0}, {"active": 1.0}, {"warm": -1.0}, {"warm": 2.0}])
+def test_revive_refuses_options_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"revive needs tau >= 0 \(or None\), 0 < active < 1 and 0 <= warm <= 1"):
+        Revive(**wrong)
+
+
+def test_revive_refuses_a_rule_that_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="revive knows the rules B, C, got rule='A'"):
+        Revive(rule="A")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recycle
+from recycle.stats import kept_inputs
 from recycle.track import Tracker, peak
 
 
@@ -802,3 +803,86 @@ def test_a_tracker_stops_when_another_hand_resizes_the_module():
     assert stats.samples == 0 and stats.incoming_norm.isnan().all()
     tracker.attach()
     assert not tracker.attached
+
+
+# ---------------------------------------------------------------- what layers read
+
+
+def test_inputs_are_kept_only_where_a_method_needs_them() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph = recycle.trace(net, lambda: net(torch.randn(5, 3)))
+    x = torch.randn(5, 3)
+    for asked in (False, True):
+        tracker = Tracker(graph, inputs=asked)
+        with tracker:
+            hooks = sum(len(layer._forward_pre_hooks) for layer in net)
+            net(x).sum().backward()
+        assert hooks == 1 + asked
+        found = tracker.stats(graph["0"]).inputs
+        assert (found is None) is not asked
+    assert list(found) == ["0.weight"] and torch.equal(found["0.weight"], x)
+    tracker.clear()
+    assert tracker.stats(graph["0"]).inputs == {}
+
+
+def test_inputs_are_those_of_the_latest_training_pass_and_outlive_what_is_done_to_them() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph = recycle.trace(net, lambda: net(torch.randn(5, 3)))
+    x = torch.arange(6.0).reshape(2, 3)
+    with Tracker(graph, inputs=True, sample_every=1) as tracker:
+        net(torch.ones(2, 3))
+        net(x)
+        with torch.no_grad():
+            net(torch.zeros(2, 3))
+    x.zero_()
+    assert tracker.stats(graph["0"]).inputs["0.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    other = Tracker(graph, inputs=True)
+    other.load_state_dict(tracker.state_dict())
+    assert other.stats(graph["0"]).inputs["0.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spatial", "kept"),
+    [
+        ((1000, 4), 0, (250, 4)),  # every 4th of a thousand
+        ((7, 11, 4), 0, (77, 4)),
+        ((4,), 0, (1, 4)),
+        ((100, 4, 84, 84), 2, (34, 4, 84, 84)),  # at most 37 fit into 2**20 numbers: every third
+        ((4, 84, 84), 2, (1, 4, 84, 84)),
+        ((2, 3, 1000, 1000), 2, (1, 3, 1000, 1000)),
+    ],
+)
+def test_a_bounded_part_of_the_inputs_is_kept(shape: tuple[int, ...], spatial: int, kept: tuple[int, ...]) -> None:
+    assert kept_inputs(torch.zeros(shape), spatial).shape == kept
+
+
+def test_inputs_of_convolutions_and_recurrent_layers() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lstm, self.head = nn.Conv2d(2, 3, 3), nn.LSTM(12, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).relu().flatten(1)
+            return self.head(self.lstm(y[:, None])[0])
+
+    net = Net()
+    x = torch.randn(5, 2, 4, 4)
+    graph = recycle.trace(net, lambda: net(x))
+    with Tracker(graph, inputs=True) as tracker:
+        net(x)
+    assert torch.equal(tracker.stats(graph["conv"]).inputs["conv.weight"], x)
+    (recurrent,) = (g for g in graph if g.name.startswith("lstm"))
+    found = tracker.stats(recurrent).inputs
+    assert list(found) == ["lstm.weight_ih_l0"]
+    assert torch.equal(found["lstm.weight_ih_l0"], net.conv(x).relu().flatten(1).detach())
+
+
+def test_inputs_are_forgotten_at_a_resize() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph = recycle.trace(net, lambda: net(torch.randn(5, 3)))
+    with Tracker(graph, inputs=True) as tracker:
+        net(torch.randn(5, 3))
+    recycle.apply(recycle.Prune([1]), graph["0"])
+    tracker.resized(graph["0"], [0, 2, 3])
+    assert tracker.stats(graph["2"]).inputs == {}
