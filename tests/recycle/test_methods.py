@@ -922,7 +922,13 @@ def test_revive_folds_and_resets_what_is_dormant_the_deadest_first() -> None:
 
 def test_revive_names_its_birth_s_options_in_the_log() -> None:
     (edit,) = Revive(tau=0.0, active=0.2)(Layer(5), FADING)
-    assert describe(edit) == {"edit": "Reset", "units": [1], "birth": "revive(active=0.2)", "warm": 0.1}
+    assert describe(edit) == {
+        "edit": "Reset",
+        "units": [1],
+        "birth": "revive(active=0.2)",
+        "warm": 0.1,
+        "weights": True,
+    }
     assert [edit] == Revive(tau=0.0, active=0.2)(Layer(5), FADING)
 
 
