@@ -262,11 +262,12 @@ class RecycleCallback(BaseCallback):
             self._owner = None  # half of the books are of before: the next learn() begins anew
             raise
         finally:
-            if self._widths() != before:
+            now = self._widths()
+            if any(now[group] != before[group] for group in now.keys() & before.keys()):  # injection makes new ones
                 remember_widths(self.model)
 
-    def _widths(self) -> list[list[int]]:
-        return [[group.width for group in recycler.graph] for recycler in self.recyclers.values()]
+    def _widths(self) -> dict[tuple[str, str], int]:
+        return {(name, group.name): group.width for name, r in self.recyclers.items() for group in r.graph}
 
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)

@@ -368,7 +368,7 @@ def test_state_dependent_noise_freezes_the_last_latent_layer(kind, name):
     model = build(kind, env="Pendulum-v1", use_sde=True)
     network = networks_of(model)[0]
     graph = network.trace()
-    assert graph.frozen[name] == "aten.mm multiplies it by a matrix that is no parameter"
+    assert graph.frozen[name] == "aten.mm multiplies it by a weight computed from 'log_std'"
     assert not any("log_std" in axis.name for group in graph for axis in (*group.incoming, *group.outgoing))
     kill(model)
     callback = RecycleCallback(method="redo", method_kwargs={"tau": 0.0}, every=10_000, sample_every=1)
