@@ -132,6 +132,7 @@ def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
 
     shared = actor.features_extractor is critic.features_extractor
     frozen = {"features_extractor": _SHARED} if shared else {}
+    ends, actions_end = box(model, critic), torch.ones_like(actions[:1])
     # The actor's loss runs through the critic after the critic's own step: the actor's step ends an update of both.
     return [
         Network(
@@ -142,6 +143,7 @@ def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
             (actor.optimizer,),
             targets("actor"),
             frozen=frozen,
+            box=box(model, partial(_acting, actor)),
         ),
         Network(
             "critic",
@@ -151,8 +153,26 @@ def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
             (actor.optimizer, critic.optimizer),
             targets("critic"),
             frozen=frozen,
+            box=None if ends is None else (partial(_judging, critic), (ends[1], -actions_end), (ends[2], actions_end)),
         ),
     ]
+
+
+def _acting(actor: Any, x: Any) -> Any:
+    """An actor on preprocessed observations."""
+    features = actor.features_extractor(x)
+    if not hasattr(actor, "latent_pi"):
+        return actor.mu(features)
+    latent = actor.latent_pi(features)
+    spread = actor.log_std  # a parameter under gSDE
+    return actor.mu(latent), spread(latent) if isinstance(spread, nn.Module) else spread
+
+
+def _judging(critic: Any, x: Any) -> Any:
+    """A critic on preprocessed observations and actions in [-1, 1], which squashed policies never leave."""
+    observation, action = x
+    both = torch.cat([critic.features_extractor(observation), action], 1)
+    return [q_network(both) for q_network in critic.q_networks]
 
 
 def _with_running_statistics(module: nn.Module, call: Callable[[], Any]) -> Callable[[], Any]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -105,3 +106,57 @@ def test_events_report_and_log_what_is_certified(tmp_path):
     assert group.certified == 0.5 and group.dead >= 0.5
     assert "50.0% certified" in str(callback.reports[0]["policy"])
     assert '"recycle/policy/mlp_extractor.policy_net.0/certified": 0.5' in (tmp_path / "progress.json").read_text()
+
+
+class Continuous(Anything):
+    def __init__(self, space):
+        super().__init__(space)
+        self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
+
+
+def continuous(kind, space, **options):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    kwargs = {"activation_fn": nn.ReLU, "net_arch": [8, 8]}
+    return kind(policy, Continuous(space), policy_kwargs=kwargs, buffer_size=100, seed=0, device="cpu", **options)
+
+
+OFF_POLICY = [(SAC, {}), (SAC, {"use_sde": True}), (TQC, {}), (TD3, {}), (DDPG, {}), (CrossQ, {})]
+
+
+@pytest.mark.parametrize(("kind", "options"), OFF_POLICY)
+def test_actors_and_critics_are_certified_for_every_observation_and_action(kind, options):
+    model = continuous(kind, UNIT, **options)
+    for network in networks_of(model):
+        run, low, high = network.box
+        assert (low[1] == -1).all() and (high[1] == 1).all() if network.name == "critic" else (low == -1).all()
+        graph = network.trace()
+        assert len(graph)
+        for group in graph:
+            bias = next(a for a in group.incoming if a.role == "bias")
+            with torch.no_grad():
+                group.tensor(bias.name)[bias.index[1]] = -1e7
+        certified = recycle.certify(graph, run, low, high)
+        for group in graph:
+            assert certified[group.name][1], f"{network.name} {group.name}"
+            assert not certified[group.name].all()
+
+
+@pytest.mark.parametrize("kind", [SAC, TQC, TD3, DDPG, CrossQ])
+def test_what_is_bounded_is_what_actor_and_critic_say(kind):
+    model = continuous(kind, UNIT)
+    observation, action = torch.rand(3, 3) * 2 - 1, torch.rand(3, 2) * 2 - 1
+    model.policy.set_training_mode(False)
+    actor, critic = networks_of(model)
+    said = actor.box[0](observation)
+    known = (
+        actor.module.get_action_dist_params(observation)[0] if isinstance(said, tuple) else actor.module(observation)
+    )
+    assert torch.equal(said[0] if isinstance(said, tuple) else said, known)
+    values = critic.module(observation, action)
+    values = [values[:, i] for i in range(values.shape[1])] if isinstance(values, torch.Tensor) else values
+    assert all(map(torch.equal, critic.box[0]((observation, action)), values))
+
+
+def test_actors_and_critics_on_unbounded_observations_have_no_box():
+    assert [network.box for network in networks_of(continuous(SAC, UNBOUNDED["nothing"]))] == [None, None]
+    assert all(network.box for network in networks_of(continuous(TD3, spaces.Dict({"a": UNIT, "b": UNIT}))))
