@@ -254,6 +254,7 @@ class Tracker:
             points = group.observers()
             names = [observer.name for observer in (*points, *_norms(group, points))]
             layers = [*map(group.module.get_submodule, names), *(layer for layer, _ in group.producers())]
+            layers += [layer for layer, _ in group.fed()]
             self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
