@@ -90,7 +90,7 @@ def cost_of(method: str, network: str, pairs: int, updates: int = 16, events: in
         ratios.append(took[True] / took[False])
     times = []
     for _ in range(events):
-        _kill(graph)
+        _kill(recycler.graph)
         recycler.tracker.clear()
         stretch(True)
         start = time.process_time()
