@@ -48,6 +48,9 @@ ARMS: dict[str, tuple[int, dict[str, Any]]] = {
     "regrama": (1000, {}),
     "split": (1000, {"tau": 0.025}),
     "mirror": (1000, {"tau": 0.025}),
+    "snr": (1000, {}),
+    "revive": (1000, {"rule": "B"}),
+    "gradient_cutoff": (1000, {}),
 }
 """Examples from event to event and options of each arm; ``none`` is plain SGD, with no hooks at all."""
 
@@ -184,7 +187,7 @@ def _compare(args: Args) -> None:
             _save(folder, arm, args, found[arm])
             progress.advance(job)
     results = {arm: found[arm] for arm in args.arms}
-    console = Console()
+    console = Console(width=max(Console().width, 130))  # rather a wrapped line than a number cut short
     console.print(_table(results, args))
     path = folder / "regression.png"
     draw(results, args).savefig(path, dpi=110)
