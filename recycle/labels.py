@@ -181,8 +181,11 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def values_of(self, columns: Columns, units: Tensor) -> set[frozenset[int]]:
         """Which computed values of ``units`` a consumer reads, in each of its calls."""
 
+        inside = torch.zeros(len(self._parents), dtype=torch.bool)
+        inside[units] = True
+
         def of_units(value: int) -> bool:
-            return bool(torch.isin(self.root(self._made[value]), units).any())
+            return bool(inside[self.root(self._made[value]).clamp_min(0).cpu()].any())
 
         return {frozenset(filter(of_units, values)) for values in columns.values}
 
@@ -362,6 +365,11 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Labels that are no unit, but a moment of several."""
         return [label for label in self._units_in(labels) if label in self.moments] if self.moments else []
 
+    def freeze_moments(self, labels: Tensor) -> None:
+        """What sums up several units meets something else than them: they are frozen."""
+        if self.moments:
+            self.freeze(torch.tensor(self.moments_in(labels)), "")
+
     def freeze_if_used(self, result: Tensor, labels: Tensor, reason: str) -> None:
         """Freeze the units in ``labels`` as soon as anything reads ``result``, which mixes them."""
         self._mixtures[_storage(result)] = labels, reason, result
@@ -450,7 +458,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return
-        self.freeze(torch.tensor(self.moments_in(labels)), "")
+        self.freeze_moments(labels)
         dim, start, step = place
         role = "buffer" if view.name in self._buffers else role
         rows = self._rows_at(view.name, dim, role)
@@ -468,7 +476,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return None
-        self.freeze(torch.tensor(self.moments_in(labels)), "")
+        self.freeze_moments(labels)
         dim, start, step = place
         size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
         columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
