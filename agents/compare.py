@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TERMS = (
     "IQMs over seeds with 95 % bootstrap intervals. return: per episode, tasks after the first; -: minus that of the "
     "arm compared with, seed by seed; dead: fraction before and after events, and effective rank, each a mean over "
-    "layers and the second half of the run; recycled: units; re-died: of them, before they had learnt."
+    "layers and the second half of the run; recycled: units; re-died: the part of them that was found dead again."
 )
 
 
@@ -60,7 +60,7 @@ class Line:
     effective_rank: Estimate | None
     recycled: Estimate | None
     re_died: Estimate | None
-    """Part of the recycled units that died again before anything was seen of them."""
+    """Part of the recycled units that were found dead again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,9 +189,10 @@ def draw(compared: Mapping[str, Sequence[Line]], against: str) -> Figure:
         _dots(panels[2], places, [line.effective_rank for line in lines], "effective rank")
         _dots(panels[3], places, [line.recycled for line in lines], "units recycled")
         _dots(panels[4], places, [line.re_died for line in lines], "part that died again")
-        for panel in panels[1:]:
-            panel.set_xlim(left=0 if panel is not panels[3] else -0.5)
+        for panel in (panels[1], panels[2], panels[4]):
+            panel.set_xlim(left=0)
         panels[3].set_xscale("symlog", linthresh=10)
+        panels[3].set_xlim(-1, 3 * max([10.0, *(line.recycled.value for line in lines if line.recycled)]))
     note = f"IQM of seeds with its 95 % bootstrap interval; differences from {against} seed by seed"
     foot.text(0.995, 0.5, note, ha="right", va="center", color=FAINT, fontsize=9)
     return figure
