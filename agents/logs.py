@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from agents.files import write_text
 GROWING = ("episodes.csv", "edits.jsonl", "evaluations.csv")
 """Tables to which lines are only added."""
 PROGRESS = "progress.csv"
-EVENTS = "events.out.tfevents.*"
+EVENTS = "events.out.tfevents."
+"""TensorBoard reads a folder's event files in the order of their names, which begin with a time. Those of earlier
+processes get a number before it, that no clock has told since 1970: so they stay first, whatever the clock does."""
 
 
 class ProgressTable(KVWriter):
@@ -89,10 +92,10 @@ def flush(outputs: Logger) -> None:
 def lengths(folder: Path) -> dict[str, int]:
     """How long each log is, once on the disk: bytes, and lines of ``progress.csv``, whose old lines may grow wider."""
     found = {}
-    for path in (*(folder / name for name in GROWING), *folder.glob(EVENTS)):
+    for path in (*(folder / name for name in GROWING), *sorted(folder.glob(EVENTS + "*"))):
         if path.exists():
             _sync(path)
-            found[path.name] = path.stat().st_size
+            found[_name(path)] = path.stat().st_size
     if (folder / PROGRESS).exists():
         _sync(folder / PROGRESS)
         found[PROGRESS] = len(_rows(folder / PROGRESS))
@@ -107,15 +110,19 @@ def cut(folder: Path, wanted: Mapping[str, int], columns: Sequence[str]) -> None
         wanted: the lengths.
         columns: that ``progress.csv`` had then.
     """
-    for path in (*(folder / name for name in GROWING), *folder.glob(EVENTS)):
-        if path.name not in wanted:
+    order = {name: number for number, name in enumerate(wanted, 1)}
+    for path in (*(folder / name for name in GROWING), *folder.glob(EVENTS + "*")):
+        length = wanted.get(_name(path))
+        if length is None:
             path.unlink(missing_ok=True)
             continue
         there = path.stat().st_size if path.exists() else 0
-        if there < wanted[path.name]:
-            say(f"{path} is shorter than when the checkpoint was written: {wanted[path.name] - there} bytes are lost")
+        if there < length:
+            say(f"{path} is shorter than when the checkpoint was written: {length - there} bytes are lost")
         else:
-            os.truncate(path, wanted[path.name])
+            os.truncate(path, length)
+        if path.name.startswith(EVENTS) and there:
+            path.rename(folder / f"{EVENTS}{order[_name(path)]:010d}.{_name(path)}")
     for path in (*folder.glob(f".{PROGRESS}.*"), *folder.glob(".model.zip.*")):
         path.unlink()  # a killed process was writing it
     path = folder / PROGRESS
@@ -140,6 +147,11 @@ def write_table(path: Path, columns: Sequence[str], rows: list[dict[str, str]]) 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _name(path: Path) -> str:
+    """A log's name without the number that it may have got."""
+    return re.sub(r"^0{6}\d{4}\.", "", path.name.removeprefix(EVENTS))
 
 
 def _sync(path: Path) -> None:

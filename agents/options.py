@@ -94,7 +94,8 @@ class Args:
     keep: int = 2
     """Checkpoints to keep; older ones are deleted."""
     stop_on_nan: bool = False
-    """End the run when a weight is NaN or infinite; otherwise it says so, and keeps the last good checkpoints."""
+    """End the run if a weight is NaN or infinite when a checkpoint is due. Otherwise it says so, and keeps the good
+    checkpoints that it has."""
     trained_agent: Annotated[str | None, tyro.conf.arg(aliases=("-i",))] = None
     """Begin with the policy of this checkpoint or model.zip: its weights, and nothing else of its run."""
     resume: str | None = None
@@ -119,7 +120,6 @@ def check(args: Args) -> None:
     """
     algorithm(args.algo)
     counts = {
-        "keep": args.keep,
         "n-timesteps": args.n,
         "every": args.every,
         "n-envs": args.n_envs,

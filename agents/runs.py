@@ -66,8 +66,11 @@ def claim(folder: Path) -> AbstractContextManager[None]:
     """Keep other processes out of a run's folder until the block ends, or this process does.
 
     Raises:
+        FileNotFoundError: there is no run.
         BlockingIOError: another one is training there.
     """
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"{folder} holds no run (no config.yaml). Pass the folder of one")
     return claimed(folder / "config.yaml")
 
 
@@ -80,12 +83,9 @@ def read_args(folder: Path) -> Args:
     """The options of the run in a folder.
 
     Raises:
-        FileNotFoundError: there is no run.
         ValueError: the folder is of another version of this project, or damaged.
     """
     path = folder / "config.yaml"
-    if not path.exists():
-        raise FileNotFoundError(f"--resume: {folder} holds no run (no config.yaml). Pass the folder of one")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: expected options with their values")
@@ -144,7 +144,11 @@ class EpisodeLog(BaseCallback):
     def _on_training_end(self) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Write what is left; training may have ended in an error."""
-        if self._file is not None:
-            self._file.close()
+    def close(self, *, quietly: bool = False) -> None:
+        """Write what is left. ``quietly``: where training has ended in an error, a full disk say, tell of no second."""
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError:
+            if not quietly:
+                raise

@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from agents.callback import RecycleCallback
+from agents.command_line import say
 from agents.elastic import elastic
 from agents.injected import injected
 from agents.logs import RunLogger
@@ -60,7 +61,7 @@ def state_of(model: BaseAlgorithm, callbacks: Sequence[BaseCallback]) -> dict[st
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state(model.device) if model.device.type == "cuda" else None,
             "actions": model.action_space.np_random.bit_generator.state,
         },
     }
@@ -96,8 +97,10 @@ def restore_generators(state: dict[str, Any], model: BaseAlgorithm) -> None:
     random.setstate(generators["python"])
     np.random.set_state(generators["numpy"])
     torch.set_rng_state(generators["torch"])
-    if generators["cuda"] and torch.cuda.device_count() == len(generators["cuda"]):
-        torch.cuda.set_rng_state_all(generators["cuda"])
+    if (generators["cuda"] is None) != (model.device.type != "cuda"):
+        say(f"the run trains on {model.device} now and did not before: it will not be bit-identical")
+    elif generators["cuda"] is not None:
+        torch.cuda.set_rng_state(generators["cuda"], model.device)
     model.action_space.np_random.bit_generator.state = generators["actions"]
     for dist, (one, several) in zip(_noises(model), from_plain(state["noise"]), strict=True):
         dist.exploration_mat, dist.exploration_matrices = one.to(model.device), several.to(model.device)

@@ -20,11 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents import checkpoint, logs, runs
 from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import RecycleCallback
-from agents.checkpoint import Checkpoint, Checkpoints
+from agents.checkpoint import Checkpoint
 from agents.command_line import MISTAKES, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import parse
 from agents.options import Args, as_config, check
+from agents.saving import Checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,11 +83,11 @@ def resume(given: Args) -> Path:
     folder = Path(given.resume or "")
     if given != dataclasses.replace(Args(), resume=given.resume, progress=given.progress, verbose=given.verbose):
         raise ValueError("--resume takes no other option but -P and --verbose: the run's folder knows them all")
-    args = dataclasses.replace(runs.read_args(folder), progress=given.progress, verbose=given.verbose)
-    check(args)
     with runs.claim(folder):
         if runs.finished(folder):
             return folder
+        args = dataclasses.replace(runs.read_args(folder), progress=given.progress, verbose=given.verbose)
+        check(args)
         saved = checkpoint.newest(folder)
         with _built(args, folder, saved) as run:
             logs.cut(folder, saved.state["logs"] if saved else {}, saved.state["columns"] if saved else [])
@@ -131,7 +132,7 @@ def _built(args: Args, folder: Path, saved: Checkpoint | None = None) -> Iterato
         if evaluation is not None:
             stack.callback(close, evaluation)
         episodes = runs.EpisodeLog(folder / "episodes.csv")
-        stack.callback(episodes.close)
+        stack.callback(episodes.close, quietly=True)
         callbacks = [episodes, *_callbacks(args, folder, evaluation)]
         if saved is not None:
             saved.restore(model, callbacks, evaluation)

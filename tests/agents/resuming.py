@@ -72,7 +72,7 @@ def differences(one, other, path=""):
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}[{i}]")]
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
-        same = same and np.array_equal(one.numpy(), other.numpy(), equal_nan=one.is_floating_point())
+        same = same and np.array_equal(one.detach().numpy(), other.detach().numpy(), equal_nan=one.is_floating_point())
         return [] if same else [f"{path}: {one} and {other}"]
     same = one == other or (one != one and other != other)
     return [] if same else [f"{path}: {one!r} and {other!r}"]
