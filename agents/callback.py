@@ -204,7 +204,7 @@ class RecycleCallback(BaseCallback):
         if any(recycler.tracker.samples for recycler in self.recyclers.values()):
             self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
         else:
-            self._save()
+            self.keep_state()
         for recycler in self.recyclers.values():
             recycler.detach()
         _WATCHING.pop(self.model, None)
@@ -281,7 +281,7 @@ class RecycleCallback(BaseCallback):
         if any(isinstance(made, Inject) for report in reports.values() for made in report.interventions):
             remember_injection(self.model)
         self._write_edits(reports)
-        self._save()
+        self.keep_state()
         infos = self.locals.get("infos")
         if infos and "drift/task" in infos[0]:
             logger.record("drift/task", int(infos[0]["drift/task"]), exclude=_QUIET)
@@ -334,7 +334,7 @@ class RecycleCallback(BaseCallback):
 
     # -- state ---------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def keep_state(self) -> None:
         """Keep the state in a plain dict on the model, where SB3's own ``save`` picks it up."""
         self.model.recycle_state = {  # type: ignore[attr-defined]
             "last_event": self._last_event,

@@ -22,10 +22,12 @@ class ClearBuffer(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self._task = 0
+        self._learning_starts: int | None = None  # the model's own
 
     def _init_callback(self) -> None:
         assert isinstance(self.model, DQN)
-        self._learning_starts = self.model.learning_starts
+        if self._learning_starts is None:
+            self._learning_starts = self.model.learning_starts
 
     def _on_step(self) -> bool:
         return True
@@ -35,13 +37,21 @@ class ClearBuffer(BaseCallback):
         if task != self._task:
             self._task = task
             assert isinstance(self.model, DQN)
-            assert self.model.replay_buffer is not None
+            assert self.model.replay_buffer is not None and self._learning_starts is not None
             self.model.replay_buffer.reset()
             self.model.learning_starts = self.num_timesteps + self._learning_starts
 
     def _on_training_end(self) -> None:
-        assert isinstance(self.model, DQN)
-        self.model.learning_starts = self._learning_starts
+        assert isinstance(self.model, DQN) and self._learning_starts is not None
+        self.model.learning_starts, self._learning_starts = self._learning_starts, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The task of the moment, and the model's own ``learning_starts``."""
+        return {"task": self._task, "learning_starts": self._learning_starts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._task, self._learning_starts = state["task"], state["learning_starts"]
 
 
 def restarting_exploration(model: DQN, changes: Sequence[int], steps: int) -> Callable[[float], float]:
@@ -98,6 +108,14 @@ class Evaluation(BaseCallback):
         if self.num_timesteps > self._last:
             self._evaluate()
             self.logger.dump(self.num_timesteps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The task of the moment, and when it was evaluated last."""
+        return {"task": self._task, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._task, self._last = state["task"], state["last"]
 
     def _evaluate(self) -> None:
         self._last = self.num_timesteps

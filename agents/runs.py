@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.files import claimed, whole, write_text
+from agents.options import FORMAT, Args, from_config
 
 
 def run_folder(
@@ -30,40 +32,80 @@ def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *
 
     Raises:
         FileExistsError: something is there already and ``overwrite`` is False, or it is no run's folder.
+        BlockingIOError: another process trains there.
         OSError: the folder cannot be written.
     """
     if folder.exists():
         if not overwrite:
             raise FileExistsError(
-                f"{folder} exists already. Pass --overwrite to replace it, or --tag NAME to keep both"
+                f"{folder} exists already. Pass --overwrite to replace it, --tag NAME to keep both, or --resume it"
             )
-        if any(folder.iterdir()) and not (folder / "config.yaml").exists():
-            raise FileExistsError(f"{folder} holds no run (no config.yaml), so --overwrite will not delete it")
-        shutil.rmtree(folder)
+        _delete(folder)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise OSError(
             f"--log-folder: {folder} cannot be made ({error.strerror}). Choose a folder you may write"
         ) from error
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))  # first: it makes this a run
     write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *words]) + "\n")
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+def _delete(folder: Path) -> None:
+    """Delete a run that nobody trains."""
+    if not (folder / "config.yaml").exists():
+        if any(not path.name.startswith(".config.yaml.") for path in folder.iterdir()):
+            raise FileExistsError(f"{folder} holds no run (no config.yaml), so --overwrite will not delete it")
+        shutil.rmtree(folder)
+        return
+    with claim(folder):
+        shutil.rmtree(folder)
+
+
+def claim(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a run's folder until the block ends, or this process does.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        BlockingIOError: another one is training there.
+    """
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"{folder} holds no run (no config.yaml). Pass the folder of one")
+    return claimed(folder / "config.yaml")
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in this folder came to its end: ``model.zip`` is written last."""
+    return (folder / "model.zip").exists()
+
+
+def read_args(folder: Path) -> Args:
+    """The options of the run in a folder.
+
+    Raises:
+        ValueError: the folder is of another version of this project, or damaged.
+    """
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: expected options with their values")
+    if "format" not in config:
+        raise ValueError(
+            f"{folder} is a run of recycle-rl 0.1, whose checkpoints do not hold all that a run consists of. Start a "
+            "new one, from the weights of a model that it saved with -i FILE.zip"
+        )
+    if config["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} is of format {config['format']!r}, this version of recycle-rl reads format {FORMAT}. Go on with "
+            "the version that wrote it"
+        )
+    return from_config(config)
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:
     """``model.save``, whole or not at all."""
-    part = path.with_name(f".{path.stem}.part.zip")
-    model.save(part)
-    os.replace(part, path)
+    with whole(path) as file:
+        model.save(file.name)
 
 
 class EpisodeLog(BaseCallback):
@@ -102,7 +144,11 @@ class EpisodeLog(BaseCallback):
     def _on_training_end(self) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Write what is left; training may have ended in an error."""
-        if self._file is not None:
-            self._file.close()
+    def close(self, *, quietly: bool = False) -> None:
+        """Write what is left. ``quietly``: where training has ended in an error, a full disk say, tell of no second."""
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError:
+            if not quietly:
+                raise

@@ -503,6 +503,7 @@ class Recycler:
             "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
             "parent": {k: v.clone() for k, v in self._parent.items()},
+            "firing": {k: v.clone() for k, v in self._firing.items()},
             "generator": self.generator.get_state(),
             "method": remembered[0] if len(remembered) == 1 else remembered,
             "jumps": None if self._jumps is None else self._jumps.state_dict(),
@@ -521,6 +522,7 @@ class Recycler:
         self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self._parent = {k: v.clone() for k, v in state["parent"].items()}
+        self._firing = {k: v.clone() for k, v in state.get("firing", {}).items()}
         self.generator.set_state(state["generator"])
         remembered = [state["method"]] if len(self.methods) == 1 else state["method"]
         for each, kept_of_it in zip(self.methods, remembered, strict=True):
