@@ -223,6 +223,7 @@ class RecycleCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        self._record_training()
         self._since = self.num_timesteps - self._last_event
         if any(recycler.tracker.samples for recycler in self.recyclers.values()):
             self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
