@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,8 @@ class Run:
     """One training run as it lies on disk.
 
     `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units;
-    `recycled` and `re_died` count units over the whole run, None where nobody counted.
+    `recycled` and `re_died` count units over the whole run, None where nobody counted. `width` maps "<network>/<group>"
+    to its number of units after each event.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Run:
     recycled: int | None
     re_died: int | None
     finished: bool
+    width: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -87,7 +89,13 @@ class Run:
         dead = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.dead.items()}
         episodes = self.episodes.where(self.episodes.timesteps <= step)
         dead = {name: curve for name, curve in dead.items() if len(curve.steps)}
-        return replace(self, episodes=episodes, dead=dead, recycled=None, re_died=None)
+        width = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.width.items()}
+        return replace(self, episodes=episodes, dead=dead, recycled=None, re_died=None, width=width)
+
+    @property
+    def resized(self) -> bool:
+        """Whether a layer's number of units changed."""
+        return any(len(np.unique(curve.values)) > 1 for curve in self.width.values())
 
 
 class Experiment(NamedTuple):
@@ -129,7 +137,8 @@ def read_run(path: Path | str) -> Run:
     kept = sorted((per_layer or totals).items(), key=lambda item: _natural(item[0]))
     dead = {key[len("recycle/") : -len("/dead")]: curve for key, curve in kept}
     counts = (_count(columns, "recycled"), _count(columns, "re_died"))
-    return Run(path, config, episodes, dead, *counts, finished)
+    width = {k[len("recycle/") : -len("/width")]: curve for k, curve in columns.items() if k.endswith("/width")}
+    return Run(path, config, episodes, dead, *counts, finished, width)
 
 
 def _natural(key: str) -> list[str]:
@@ -187,7 +196,7 @@ def _read_progress(file: Path, finished: bool) -> dict[str, Curve]:
             continue
         step = int(_number(file, number, cells[STEPS]))
         for key in cells:
-            if key.startswith("recycle/") and key.rsplit("/", 1)[-1] in ("dead", "recycled", "re_died"):
+            if key.startswith("recycle/") and key.rsplit("/", 1)[-1] in ("dead", "recycled", "re_died", "width"):
                 value = _number(file, number, cells[key], finite=False)
                 if np.isfinite(value):  # nan: the layer was not observed
                     points.setdefault(key, {})[step] = value  # a step logged twice: the later line counts

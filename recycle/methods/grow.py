@@ -155,6 +155,9 @@ class Growth:
         if not room:  # others gave less than was planned
             raise NotRecyclable(self._spent)
         wanted = [Grow(room, revive if self.birth == "revive" else None)] if self.by is None else self.by(group, stats)
+        if wanted and not any(map(born, wanted)):
+            made = ", ".join(sorted({type(edit).__name__ for edit in wanted}))
+            raise NotRecyclable(f"it is to grow, but {type(self.by).__name__} proposes no new unit (only {made})")
         edits: list[Edit] = []
         for proposed in wanted:
             edit = fewer(proposed, room)

@@ -290,6 +290,12 @@ def test_the_other_method_is_asked_only_when_a_layer_is_to_grow_and_is_cut_to_wh
     assert asked(growth, [Layer("a", 4)], event=2) == {"a": [Fold([0], [1.0]), Grow(2), Split([1, 2])]}
 
 
+def test_a_method_that_adds_no_unit_is_not_what_a_network_grows_by() -> None:
+    told = asked(Growth(ReDo(tau=1.0), when="every:1"), [Layer("a", 4)])
+    assert told == {"a": "it is to grow, but ReDo proposes no new unit (only Reset)"}
+    assert asked(Growth(ReDo(tau=0.0), when="every:1"), [Layer("a", 4)]) == {"a": []}
+
+
 def test_a_proposal_is_cut_to_its_first_newborns() -> None:
     assert fewer(Grow(3, revive, parents=[2, 1, 0]), 2) == Grow(2, revive, parents=[2, 1])
     assert fewer(Split([2, 1], along=[[1, 2], [3, 4]]), 1) == Split([2], along=[[1, 2]])
