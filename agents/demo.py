@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
     jobs = list(_jobs(args))
     console = Console()
-    failures = _run([job for job in jobs if not job.finished], args.workers)
+    failures = run_jobs([job for job in jobs if not job.finished], args.workers)
     for job, output in failures:
         console.print(f"[red]failed:[/red] {' '.join(job.command)}\n{output}", highlight=False)
     if failures:
@@ -133,7 +133,7 @@ def _jobs(args: Args) -> Iterator[Job]:
                 yield Job(folder, command, steps)
 
 
-def _run(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
+def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     """Run the jobs side by side with a progress bar; returns those that failed and what they said."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip

@@ -173,11 +173,17 @@ class Score:
     def __call__(self, groups: Sequence[Resizable], stats: Mapping[str, Stats]) -> dict[str, float]:
         """Those that pass both thresholds; the one that gains most relatively wants most."""
         assert self.score is not None
-        found = {}
+        found, unknown = {}, []
         for group in groups:
-            relative, absolute = self.score(group, stats[group.name])
+            try:
+                relative, absolute = self.score(group, stats[group.name])
+            except NotRecyclable as error:
+                unknown.append(f"{group.name}: {error}")
+                continue
             if relative > self.relative and absolute > self.absolute:
                 found[group.name] = relative
+        if unknown and len(unknown) == len(groups):
+            raise NotRecyclable(f"no layer has a score ({'; '.join(unknown)})")
         return found
 
 

@@ -150,6 +150,19 @@ def test_a_score_has_to_pass_both_thresholds() -> None:
     assert found == {"b": 0.05, "d": 0.2}
 
 
+def test_a_layer_without_a_score_does_not_grow_and_where_none_has_one_the_reasons_are_told() -> None:
+    def score(group: Any, stats: Any) -> tuple[float, float]:
+        if group.width < 8:
+            raise NotRecyclable("too few examples")
+        return 1.0, 1.0
+
+    small, large = Layer("small", 4), Layer("large", 8)
+    when = Score(score=score)
+    assert wishes(when, [small, large], small=seen(4), large=seen(8)) == {"large": 1.0}
+    with pytest.raises(NotRecyclable, match=r"no layer has a score \(small: too few examples\)"):
+        wishes(when, [small], small=seen(4))
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
