@@ -79,6 +79,8 @@ class Growth:
     prune: Literal["none", "dead", "utility"] = "none"
     """What makes room once the budget is spent: nothing; ``dead`` units, exactly; or ``utility``: dead ones, then those
     of least utility relative to their layer's mean, whose mean contribution is folded into the next biases."""
+    maturity: int = 1000
+    """Updates that a live unit has had before ``prune:utility`` judges it; newborns begin with no utility at all."""
     cooldown: int = 0
     """Events after a growth in which the network does not grow."""
 
@@ -97,7 +99,7 @@ class Growth:
         """Statistics that it reads."""
         read = [*self._trigger.needs, *(self.by.needs if self.by is not None else ())]
         read += ["inputs"] * (self.birth == "revive")
-        read += ["mean_abs", "minimum", "maximum", "outgoing_norm"] * (self.prune != "none")
+        read += ["mean_abs", "minimum", "maximum", "outgoing_norm", "age"] * (self.prune != "none")
         return tuple(dict.fromkeys(read))
 
     @property
@@ -173,19 +175,12 @@ class Growth:
         plan = self._plan
         wishing = sorted((g for g in plan.groups if g.name in wishes), key=lambda g: (-wishes[g.name], g.width))
         plan.refused = {group.name: why for group in wishing if (why := self._why_not(group))}
-        takers = [group for group in wishing if group.name not in plan.refused]
-        if self.where == "best":
-            takers = takers[:1]
+        able = [group for group in wishing if group.name not in plan.refused]
+        takers = able[:1] if self.where == "best" else able
         wanted = [self._wanted(group) for group in takers]
         shares = self._budget.shares(takers, plan.groups, wanted)
         if sum(shares) < sum(wanted) and self.prune != "none":
-            spare = self._spare(stats)
-            takers = self._takers(takers, spare)
-            shares = wanted = [self._wanted(group) for group in takers]
-            lacking = sum(wanted) - sum(self._budget.shares(takers, plan.groups, wanted))
-            names = {group.name for group in takers}
-            for _, name, unit in [one for one in spare if one[1] not in names][:lacking]:
-                plan.given.setdefault(name, []).append(unit)
+            takers, shares = self._make_room(able, self._spare(stats))
         plan.allotted = {group.name: share for group, share in zip(takers, shares, strict=True) if share}
         plan.refused |= {group.name: self._spent for group, share in zip(takers, shares, strict=True) if not share}
 
@@ -222,17 +217,37 @@ class Growth:
             worth = dict.fromkeys(idle(group, seen, 0.0).tolist(), -1.0)
             if self.prune == "utility":
                 relative = seen.utility / seen.utility.mean().clamp_min(1e-12)
-                worth |= {unit: float(relative[unit]) for unit in (~seen.dead).nonzero()[:, 0].tolist()}
+                judged = ~seen.dead & (seen.age >= self.maturity)
+                worth |= {unit: float(relative[unit]) for unit in judged.nonzero()[:, 0].tolist()}
             own = sorted((value, group.name, unit) for unit, value in worth.items())
             found += own[: max(0, group.width - FEWEST)]
         return sorted(found)
 
-    def _takers(self, takers: Sequence[Resizable], spare: Sequence[tuple[float, str, int]]) -> list[Resizable]:
-        """Those that take where others give: layers without dead units, and not all of them if live ones are given."""
+    def _make_room(
+        self, able: Sequence[Resizable], spare: Sequence[tuple[float, str, int]]
+    ) -> tuple[list[Resizable], list[int]]:
+        """Let layers give what others lack; returns those that take, and how many units each.
+
+        Layers with dead units of their own give them. If all others are to grow, only the first of them does.
+        """
+        plan = self._plan
         with_dead = {name for worth, name, _ in spare if worth < 0}
-        found = [group for group in takers if group.name not in with_dead]
-        givers = {name for _, name, _ in spare} - {group.name for group in found}
-        return found if givers else found[:1]
+        plan.refused |= {
+            group.name: "it is to grow, but there is no room for another unit, and it has dead ones of its own"
+            for group in able
+            if group.name in with_dead
+        }
+        takers = [group for group in able if group.name not in with_dead]
+        givers = {name for _, name, _ in spare} - {group.name for group in takers}
+        if self.where == "best" or not givers:
+            takers = takers[:1]
+        wanted = [self._wanted(group) for group in takers]
+        lacking = sum(wanted) - sum(self._budget.shares(takers, plan.groups, wanted))
+        names = {group.name for group in takers}
+        for _, name, unit in [one for one in spare if one[1] not in names][:lacking]:
+            plan.given.setdefault(name, []).append(unit)
+            plan.refused.pop(name, None)
+        return takers, wanted
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -270,5 +285,8 @@ def _check(growth: Growth) -> None:
         value = getattr(growth, name)
         if value is not None and value < FEWEST:
             raise ValueError(f"grow: {name} is at least {FEWEST}, got {value}")
-    if growth.cooldown < 0:
-        raise ValueError(f"grow: cooldown counts events, 0 or more, got {growth.cooldown}")
+    if growth.cooldown < 0 or growth.maturity < 0:
+        raise ValueError(
+            "grow: cooldown counts events and maturity updates, 0 or more, "
+            f"got cooldown={growth.cooldown}, maturity={growth.maturity}"
+        )

@@ -36,6 +36,14 @@ def made(name: str, **kwargs: Any) -> Any:
     return kind("MlpPolicy", env, seed=0, device="cpu", **({"policy_kwargs": dict(RELU)} | own | kwargs))
 
 
+def alive(model: Any) -> Any:
+    """The same model with all units of its hidden layers firing."""
+    with torch.no_grad():
+        for layer in (m for m in model.policy.modules() if isinstance(m, nn.Linear) and m.out_features == 8):
+            layer.bias.fill_(2.0)
+    return model
+
+
 def growing(path: Any = None, *, method: str = "grow", **options: Any) -> RecycleCallback:
     given = {"when": "every:2", "count": 2, "birth": "revive", "most": 17} | options
     return RecycleCallback(method=method, method_kwargs=given, every=32, sample_every=1, edits=path)
@@ -187,3 +195,27 @@ def test_the_rank_trigger_under_a_budget_with_a2c() -> None:
     totals = [reports["policy"].units for reports in callback.reports]
     assert totals[0] > 32 and totals[-1] == 40 and sorted(totals) == totals
     assert revive in [edit.birth for reports in callback.reports for _, edit in reports["policy"].edits]
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_units_move_between_layers_while_their_number_stays(name: str) -> None:
+    model = alive(made(name))
+    callback = growing(when="every:1", where="best", prune="utility", maturity=0, count=1, most=None)
+    model.learn(300, callback=callback)
+    reports = [report for reports in callback.reports for report in reports.values()]
+    assert {report.units for report in reports} == {32 if name == "ppo" else 16}
+    kinds = [[type(edit).__name__ for _, edit in report.edits] for report in reports]
+    assert sum("Grow" in made and "Prune" in made for made in kinds) >= 6
+    assert sum(widths_of(model).values()) == reports[-1].units
+    assert all(shapes(n.module) == shapes(target) for n in networks_of(model) for target, _ in n.targets)
+
+
+def test_a_unit_that_lives_in_the_polyak_target_makes_no_room() -> None:
+    model = alive(made("dqn polyak"))
+    callback = growing(when="every:1", where="best", prune="utility", maturity=0, count=1, most=None)
+    model.learn(200, callback=callback)
+    reports = [reports["q_net"] for reports in callback.reports]
+    assert {report.units for report in reports} == {16}
+    notes = {group.note for report in reports for group in report.groups.values()}
+    assert "1 still alive in the target network" in notes
+    assert "it is to grow, but there is no room for another unit (budget=16)" in notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ import recycle
 from recycle import Fold, Grow, NotRecyclable, Prune, Recycler, Reset, Split
 from recycle.births import revive
 from recycle.edits import born, fewer
+from recycle.methods import find
 from recycle.methods.budget import Budget
 from recycle.methods.grow import Growth
 from recycle.methods.redo import ReDo
@@ -351,6 +353,7 @@ def test_named_together_one_grows_by_the_other() -> None:
         ({"most": 1}, "most is at least 2"),
         ({"budget": 0}, "budget is at least 2"),
         ({"cooldown": -1}, "cooldown counts events"),
+        ({"maturity": -1}, "maturity updates, 0 or more"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -376,7 +379,7 @@ def test_while_the_budget_is_not_spent_nothing_is_pruned() -> None:
 
 
 def test_the_least_useful_units_go_dead_ones_first() -> None:
-    growth = Growth(when="every:1", where="best", count=4, prune="utility")
+    growth = Growth(when="every:1", where="best", count=4, prune="utility", maturity=0)
     layers = [Layer("a", 4), Layer("b", 8), Layer("c", 5)]
     told = asked(growth, layers, b=seen(8, dead=1), c=seen(5))
     assert told["a"] == [Grow(4)]
@@ -387,14 +390,26 @@ def test_the_least_useful_units_go_dead_ones_first() -> None:
 
 def test_where_all_layers_are_to_grow_only_the_first_does_if_live_units_must_go_for_it() -> None:
     layers = [Layer("a", 8), Layer("b", 6)]
-    told = asked(Growth(when="every:1", prune="utility"), layers)
+    told = asked(Growth(when="every:1", prune="utility", maturity=0), layers)
     assert told["b"] == [Grow(1)] and told["a"][-1] == Prune([0])
+
+
+def test_units_are_judged_when_they_are_old_enough() -> None:
+    layers = [Layer("a", 8), Layer("b", 6)]
+    ages = torch.tensor([999, 5, 1000, 2000, 1000, 0, 0, 0]).double()
+    told = asked(Growth(when="every:1", prune="utility", count=2), layers, a=seen(8, age=ages))
+    assert told["b"] == [Grow(2)] and told["a"][-1] == Prune([2, 3])
+    assert asked(Growth(when="every:1", prune="utility"), [Layer("a", 8), Layer("b", 6)]) == {
+        "a": [],
+        "b": "it is to grow, but there is no room for another unit (budget=14)",
+    }
 
 
 def test_one_layer_alone_keeps_its_dead_units_and_says_so() -> None:
     told = asked(Growth(when="every:1", prune="dead"), [Layer("a", 8)])
     assert told == {"a": "it is to grow, but there is no room for another unit (budget=8)"}
-    assert asked(Growth(when="every:1", prune="dead"), [Layer("a", 8)], a=seen(8, dead=2)) == {"a": []}
+    told = asked(Growth(when="every:1", prune="dead"), [Layer("a", 8)], a=seen(8, dead=2))
+    assert told == {"a": "it is to grow, but there is no room for another unit, and it has dead ones of its own"}
 
 
 def test_a_layer_keeps_two_units() -> None:
@@ -412,6 +427,40 @@ def test_what_was_not_given_after_all_is_not_taken() -> None:
     assert growth(layers[1], stats["b"]) == [Prune([5, 6])]
     layers[1].width -= 1  # one of the two
     assert growth(layers[0], stats["a"]) == [Grow(1)]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whatever_is_held_back_no_bound_is_broken(seed: int) -> None:
+    draw = random.Random(seed)
+    layers = [Layer(name, draw.randint(2, 12), why_fixed=draw.choice(["", "", "", "it is"])) for name in "abcd"]
+    start = sum(layer.width for layer in layers)
+    budget = draw.choice([None, start, start + 5])
+    most = draw.choice([None, 12, 14])
+    prune: Any = draw.choice(["none", "dead", "utility"])
+    count = draw.choice([1, 3, 0.25, 0.5])
+    where: Any = draw.choice(["each", "best"])
+    growth = Growth(when="every:1", count=count, most=most, budget=budget, prune=prune, where=where, maturity=0)
+    bound = start if budget is None and prune != "none" else math.inf if budget is None else budget
+    for event in range(1, 9):
+        observed = [layer for layer in layers if draw.random() < 0.9]
+        stats = {e.name: seen(e.width, event=event, dead=draw.choice([0, 0, 1, e.width])) for e in observed}
+        order = growth.survey(layers, stats)
+        assert sorted(order) == list("abcd")
+        for layer in sorted(layers, key=lambda layer: order.index(layer.name)):
+            if layer.name not in stats:
+                continue
+            try:
+                edits = growth(layer, stats[layer.name])
+            except NotRecyclable:
+                continue
+            given = [unit for edit in edits if isinstance(edit, Prune) for unit in edit.units]
+            taken = sum(map(born, edits))
+            assert not (given and taken) and (not layer.why_fixed or not edits)
+            assert prune != "dead" or stats[layer.name].dead[given].all()
+            assert len(set(given)) == len(given) <= layer.width - 2
+            layer.width += taken - sum(draw.random() < 0.8 for _ in given)
+            assert not taken or most is None or layer.width <= most
+            assert sum(other.width for other in layers) <= bound
 
 
 # Real networks -------------------------------------------------------------------------------------------------
@@ -474,6 +523,21 @@ def test_every_newborn_has_its_hinge_in_the_data_whichever_layers_grow_at_one_ev
     for name, width in (("0", 6), ("2", 5)):
         fires = found.tracker.stats(found.graph[name]).firing_rate[width:]
         assert (fires > 0.4).all() and (fires < 0.6).all()
+
+
+def test_while_no_trigger_fires_training_is_as_without_growth() -> None:
+    nets, states = [network(), network()], []
+    for net, method in zip(nets, (Growth(when="rank:1"), find("monitor")()), strict=True):
+        with torch.no_grad():
+            net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]
+            net[2].weight[1], net[2].bias[1] = net[2].weight[0], net[2].bias[0]
+            net[2].weight[:, 1], net[4].weight[:, 1] = net[2].weight[:, 0], net[4].weight[:, 0]
+        found, update = recycler(net, method)
+        for _ in range(3):
+            update()
+            assert not found.step().edits
+        states.append(net.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_growth_waits_for_a_loss_that_stands_still_and_says_whom_to_tell() -> None:
