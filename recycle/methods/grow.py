@@ -14,7 +14,7 @@ from recycle.edits import Edit, Grow, Prune, born, fewer
 from recycle.graph import NotRecyclable
 from recycle.methods.budget import Budget
 from recycle.methods.selection import Resizable, Units, fold, idle
-from recycle.methods.triggers import Score, Trigger, trigger
+from recycle.methods.triggers import WORDS, Score, Trigger, trigger
 from recycle.stats import Stats
 
 FEWEST = 2
@@ -72,8 +72,8 @@ class Growth:
     most: int | None = None
     """No layer becomes wider; None: no bound."""
     budget: int | None = None
-    """Units of all watched layers of a network together, at most; None: no bound, with ``prune`` as many as there
-    are at the first event."""
+    """Units of all watched layers of a network together, at most; None: no bound, or with ``prune`` (and no
+    ``parameters``) as many as there are at the first event."""
     parameters: int | None = None
     """Parameters of a whole network, at most; None: no bound."""
     prune: Literal["none", "dead", "utility"] = "none"
@@ -272,6 +272,8 @@ def _check(growth: Growth) -> None:
     if growth.by is not None and growth.birth != "init":
         name = type(growth.by).__name__
         raise ValueError(f"grow: {name} says what is born, so birth={growth.birth!r} would be ignored")
+    if not isinstance(growth.when, str) and not hasattr(growth.when, "needs"):
+        raise ValueError(f"grow: when is one of {WORDS}, or a Trigger; got {growth.when!r}")
     if growth.where not in ("each", "best") or growth.prune not in ("none", "dead", "utility"):
         raise ValueError(
             "grow: where is each or best, prune is none, dead or utility, "

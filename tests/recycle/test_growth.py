@@ -345,6 +345,7 @@ def test_named_together_one_grows_by_the_other() -> None:
         ({"by": "gradmax"}, r"by is a method such as GradMax\(\), got 'gradmax'. By name write grow\+METHOD"),
         ({"by": ReDo}, "by is a method such as"),
         ({"by": ReDo(), "birth": "revive"}, "ReDo says what is born"),
+        ({"when": 3}, "or a Trigger; got 3"),
         ({"where": "all"}, "where is each or best"),
         ({"prune": True}, "prune is none, dead or utility"),
         ({"birth": "gradmax"}, r"birth is init or revive, got 'gradmax'. For others write grow\+METHOD"),
