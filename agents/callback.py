@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import safe_mean
 from torch import nn
 
 import recycle
@@ -28,8 +30,9 @@ from agents.networks import Network, evaluating, networks_of
 from agents.observations import recent
 from recycle import Graph, Recycler, Report
 from recycle.interventions import Inject
+from recycle.methods.grow import Growth
 from recycle.methods.plasticity_injection import PlasticityInjection
-from recycle.methods.together import check_together
+from recycle.methods.together import check_together, joined
 from recycle.names import did_you_mean
 from recycle.recycler import AnyMethod, moved
 
@@ -37,7 +40,7 @@ TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplic
 """Fractions that are logged for each network (weighted by width) and for each group."""
 
 _OF_LAYERS = (
-    *TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "resemblance", "re_died", "re_death_age",
+    *TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "resemblance", "re_died", "re_death_age", "width",
 )  # fmt: skip
 """What is logged for each group."""
 
@@ -59,7 +62,7 @@ class RecycleCallback(BaseCallback):
 
     Args:
         method: a name in :data:`recycle.METHODS`, or ``"my_module:MyMethod"``; several that go together in a list,
-            or joined by ``+``: ``"redo+l2_init"``.
+            or joined by ``+``: ``"redo+l2_init"``. ``"grow+gradmax"`` grows by what the second proposes.
         method_kwargs: the method's own options; of several, ``{"redo": {"tau": 0.1}}`` or ``{"redo.tau": 0.1}``.
         every: environment steps (of all copies together) from event to event. Events fall between a training phase
             and the next rollout, so ``learn(n)`` with ``every=n`` ends before the first.
@@ -119,6 +122,7 @@ class RecycleCallback(BaseCallback):
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
+        self._trained = 0  # updates, when what they logged was last looked at
         self._owner: BaseAlgorithm | None = None
         if not 0 < cap <= 1 or cooldown < 0 or sample_every < 1:
             raise ValueError(
@@ -164,6 +168,7 @@ class RecycleCallback(BaseCallback):
         self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
         self._last_event = model.num_timesteps
         self._load(model)
+        self._trained = max(recycler.tracker.passes for recycler in self.recyclers.values())
         _say_what_tanh_means(networks)
 
     def _on_training_start(self) -> None:
@@ -175,6 +180,7 @@ class RecycleCallback(BaseCallback):
         self._write_layout()
 
     def _on_rollout_start(self) -> None:
+        self._record_training()
         if self.num_timesteps - self._last_event >= self.every:
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
@@ -185,6 +191,23 @@ class RecycleCallback(BaseCallback):
             self._event(reports)
         for recycler in self.recyclers.values():
             recycler.tracker.pause()  # no training pass comes from a rollout
+
+    def _record_training(self) -> None:
+        """Hand what stable-baselines3 has just logged of a training phase to methods that watch it.
+
+        The latest phase's ``train/...`` are still there: they are written out during the next rollout.
+        """
+        watching = [r for r in self.recyclers.values() if "recorded" in r.needs and r.tracker.passes > self._trained]
+        if not watching:
+            return
+        self._trained = max(recycler.tracker.passes for recycler in watching)
+        logged = {k: v for k, v in self.logger.name_to_value.items() if k.startswith("train/")}
+        if self.model.ep_info_buffer:
+            logged["rollout/ep_rew_mean"] = safe_mean([episode["r"] for episode in self.model.ep_info_buffer])
+        for name, value in logged.items():
+            if isinstance(value, (int, float, np.number)):
+                for recycler in watching:
+                    recycler.record(name, float(value))
 
     def _on_rollout_end(self) -> None:
         if self.jumps and self.num_timesteps - self._last_event >= self.every:
@@ -200,6 +223,7 @@ class RecycleCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
+        self._record_training()
         self._since = self.num_timesteps - self._last_event
         if any(recycler.tracker.samples for recycler in self.recyclers.values()):
             self._event({name: r.observe(keep_window=True) for name, r in self.recyclers.items()})
@@ -220,6 +244,9 @@ class RecycleCallback(BaseCallback):
         chosen = _chosen(graphs, _listed(self.include), _listed(self.exclude) or [])
         if not chosen:
             raise ValueError(f"include and exclude leave no group of {', '.join(names)}; drop one of them")
+        if Growth in _kinds(self.method) and not any(group.resizable for graph in chosen.values() for group in graph):
+            fixed = "; ".join(f"{group.name}: {group.why_fixed}" for graph in chosen.values() for group in graph)
+            raise ValueError(f"nothing can grow in this {kind}: {fixed}")
         found = {}
         for number, network in enumerate(networks):
             graph = chosen.get(network.name)
@@ -301,9 +328,10 @@ class RecycleCallback(BaseCallback):
             logger.record(f"recycle/{network}/re_death_rate", counts["re_died"] / counts["recycled"], exclude=_QUIET)
         for updates, jump in report.jumps.items():
             logger.record(f"recycle/{network}/jump_{updates}", jump, exclude=_QUIET)
+        logger.record(f"recycle/{network}/units", report.units, exclude=_QUIET)
         for name, group in report.groups.items():
             for quantity in _OF_LAYERS:
-                value = float(getattr(group, quantity))
+                value = float(group.width_after if quantity == "width" else getattr(group, quantity))
                 if not math.isnan(value):
                     logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=_QUIET)
         for name, values in self.recyclers[network].histograms().items():
@@ -327,7 +355,12 @@ class RecycleCallback(BaseCallback):
                 [f"^{re.escape(f'recycle/{network}/{group.name}/{quantity}')}$" for group in recycler.graph],
             ]
             for network, recycler in self.recyclers.items()
-            for quantity, title in (("dead", "dead units"), ("dormant", "dormant units"), ("duplicates", "duplicates"))
+            for quantity, title in (
+                ("dead", "dead units"),
+                ("dormant", "dormant units"),
+                ("duplicates", "duplicates"),
+                ("width", "width"),
+            )
         }
         for output in formats:
             output.writer.add_custom_scalars({"recycle": charts})
@@ -432,9 +465,9 @@ def build_methods(
             own[name][option] = value
         else:
             raise ValueError(f"of several methods, options say whose they are ({named[0]}.NAME), got {key!r}")
-    built = [build_method(name, own[name]) for name in named]
+    built = joined([build_method(name, own[name]) for name in named])
     check_together(built)
-    return built
+    return built if len(built) > 1 else built[0]
 
 
 def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMethod:

@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     jobs = list(_jobs(args, arms))
     console = Console()
-    failures = _run([job for job in jobs if not job.finished], args.workers)
+    failures = run_jobs([job for job in jobs if not job.finished], args.workers)
     for job, output in failures:
         console.print(f"[red]failed:[/red] {' '.join(job.command)}\n{output}", highlight=False)
     if failures:
@@ -190,7 +190,7 @@ def _job(args: Args, seed: int, algo: str, arm: str) -> Job:
     return Job(folder, (sys.executable, "-m", "agents.train", *who, *what, *where), task.steps, source)
 
 
-def _run(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
+def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     """Run the jobs side by side with a progress bar; returns those that failed and what they said."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip

@@ -1,4 +1,4 @@
-"""Draw runs: return on the left, dead units of every layer on the right, task changes as thin lines."""
+"""Draw runs: return on the left, dead units (and widths) of every layer on the right, task changes as thin lines."""
 
 import importlib
 import os
@@ -30,6 +30,7 @@ FEWEST_POINTS = 10
 SUFFIXES = (".png", ".pdf", ".svg")
 
 Arms = Mapping[str, list[Run]]
+What = tuple[str, str]  # return, or dead or width and the layer
 
 
 class Style(NamedTuple):
@@ -67,6 +68,8 @@ def save(figure: "Figure", path: Path) -> None:
 
 def draw(runs: Sequence[Run], *, by: By | None = None, points: int = 200) -> "Figure":
     """Draw a row of panels per experiment: return on the left, the dead fraction of each layer on the right.
+
+    Where layers grew or shrank, their widths stand beside that.
 
     An arm is the IQM of its finished runs; unfinished runs beside them are dotted, each for itself.
     """
@@ -118,25 +121,30 @@ def _draw_experiment(
 ) -> None:
     layers, (rows, columns) = _layers(found), _grid(found)
     row.suptitle(title(experiment, found), x=0.01, ha="left", fontsize=12, fontweight="bold")
-    ratios = [1.5 if columns == 1 else 1.1 * columns - 0.6, *[1] * columns]
-    grid = row.add_gridspec(rows, 1 + columns, width_ratios=ratios)
+    kinds = ["dead", "width"] if any(run.resized for runs in found.values() for run in runs) else ["dead"]
+    ratios = [1.5 if columns == 1 else 1.1 * columns - 0.6, *[1] * columns * len(kinds)]
+    grid = row.add_gridspec(rows, len(ratios), width_ratios=ratios)
     left = row.add_subplot(grid[:, 0])
     left.set_ylabel("return per episode")
-    small: list[Axes] = []
-    for index, layer in enumerate(layers or [""]):
-        axes = row.add_subplot(grid[index % rows, 1 + index // rows], sharex=left, sharey=small[0] if small else None)
-        axes.set_title(_short(layer, layers or [""]), fontsize=9, loc="left", pad=3)
-        small.append(axes)
     for arm, runs in found.items():
-        _draw_arm(left, runs, styles[arm], points, "return")
-        for axes, layer in zip(small, layers, strict=False):
-            _draw_arm(axes, runs, styles[arm], points, layer)
+        _draw_arm(left, runs, styles[arm], points, ("return", ""))
     changes = shared_changes(found) or []
-    for axes in (left, *small):
-        if axes is left or axes in small[rows - 1 :: rows]:
-            axes.set_xlabel("lifetime agent steps")
-        _dress(axes, changes, numbered=bool(axes.get_xlabel()) or axes is small[-1])
-    _dress_dead(small, rows, measured=bool(layers))
+    left.set_xlabel("lifetime agent steps")
+    _dress(left, changes, numbered=True)
+    for number, kind in enumerate(kinds):
+        small: list[Axes] = []
+        for index, layer in enumerate(layers or [""]):
+            place = grid[index % rows, 1 + number * columns + index // rows]
+            axes = row.add_subplot(place, sharex=left, sharey=small[0] if small else None)
+            axes.set_title(_short(layer, layers or [""]), fontsize=9, loc="left", pad=3)
+            small.append(axes)
+            for arm, runs in found.items() if layer else ():
+                _draw_arm(axes, runs, styles[arm], points, (kind, layer))
+        for axes in small:
+            if axes in small[rows - 1 :: rows]:
+                axes.set_xlabel("lifetime agent steps")
+            _dress(axes, changes, numbered=bool(axes.get_xlabel()) or axes is small[-1])
+        _dress_small(small, rows, kind, measured=bool(layers))
     left.set_xlim(0, 1.01 * max(run.last_step for runs in found.values() for run in runs))
 
 
@@ -174,22 +182,24 @@ def _dress(axes: "Axes", changes: Sequence[int], numbered: bool) -> None:
         axes.axvline(step, color="#d0d0d0", linewidth=0.7, zorder=0)
 
 
-def _dress_dead(small: Sequence["Axes"], rows: int, measured: bool) -> None:
-    """Give the dead panels one scale from 0 up, labelled in their first column only."""
+def _dress_small(small: Sequence["Axes"], rows: int, kind: str, measured: bool) -> None:
+    """Give the panels of one kind one scale from 0 up, labelled in their first column only."""
     if measured:
-        small[0].set_ylim(0, min(1.02, max(0.1, small[0].get_ylim()[1])))
+        high = small[0].get_ylim()[1]
+        small[0].set_ylim(0, min(1.02, max(0.1, high)) if kind == "dead" else high)
     else:
         small[0].set_yticks([])
         small[0].text(0.5, 0.5, "not measured", transform=small[0].transAxes, ha="center", color=FAINT)
     for index, axes in enumerate(small):
         axes.tick_params(labelleft=index < rows)
         if index < rows:
-            axes.set_ylabel("dead fraction" if rows > 1 else "dead fraction of the layer")
+            name = "dead fraction" if kind == "dead" else "units"
+            axes.set_ylabel(name if rows > 1 else f"{name} of the layer")
 
 
-def _draw_arm(axes: "Axes", runs: Sequence[Run], style: Style, points: int, what: str) -> None:
+def _draw_arm(axes: "Axes", runs: Sequence[Run], style: Style, points: int, what: What) -> None:
     """Draw the runs that count as one line with its band, and unfinished runs beside them dotted."""
-    least = LEAST_EPISODES if what == "return" else 1
+    least = LEAST_EPISODES if what == ("return", "") else 1
     used, until = counted(runs)
     end = min((run.last_step for run in used), default=0) if until is None else until
     curves = [curve for run in used if len((curve := _curve(run, what)).steps)]
@@ -208,18 +218,19 @@ def _draw_arm(axes: "Axes", runs: Sequence[Run], style: Style, points: int, what
             _flag(axes, style, steps, values[0], what)
 
 
-def _flag(axes: "Axes", style: Style, steps: Floats, values: Floats, what: str) -> None:
+def _flag(axes: "Axes", style: Style, steps: Floats, values: Floats, what: What) -> None:
     """Write "(unfinished)" where a line of returns ends."""
-    if what == "return" and len(steps):
+    if what == ("return", "") and len(steps):
         text = axes.annotate(" (unfinished)", (steps[-1], values[-1]), color=style.colour, fontsize=9, va="center")
         text.set_bbox({"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 0.5})
 
 
-def _curve(run: Run, what: str) -> Curve:
-    """Return one measured curve of a run: "return", or a layer's dead fraction."""
-    if what == "return":
+def _curve(run: Run, what: What) -> Curve:
+    """Return one measured curve of a run."""
+    kind, layer = what
+    if kind == "return":
         return Curve(run.episodes.timesteps, run.episodes.returns)
-    return run.dead.get(what, Curve(np.array([], dtype=np.int64), np.array([])))
+    return (run.dead if kind == "dead" else run.width).get(layer, Curve(np.array([], dtype=np.int64), np.array([])))
 
 
 def shared_changes(found: Arms) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Compare runs: `python -m agents.plot runs/` prints tables and draws return and dead units over time."""
+"""Compare runs: `python -m agents.plot runs/` prints tables and draws return, dead units and widths over time."""
 
 import sys
 from collections.abc import Iterator, Sequence

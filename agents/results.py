@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 EPISODE_COLUMNS = ("timesteps", "task", "return", "length")
 STEPS = "time/total_timesteps"
-LOGGED = ("dead", "dead_after", "effective_rank", "recycled", "re_died")
+LOGGED = ("dead", "dead_after", "effective_rank", "recycled", "re_died", "width")
 
 
 class BadRun(ValueError):
@@ -56,7 +56,8 @@ class Run:
 
     `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units before
     each event, `dead_after` to that after it, `effective_rank` to that of its activations; `recycled` and `re_died`
-    count units over the whole run, None where nobody counted.
+    count units over the whole run, None where nobody counted. `width` maps like `dead` to the number of units after
+    each event.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Run:
     recycled: int | None
     re_died: int | None
     finished: bool
+    width: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -90,8 +92,13 @@ class Run:
         """The same run as it stood at that lifetime step; its counts are not known there: None."""
         episodes = self.episodes.where(self.episodes.timesteps <= step)
         dead, dead_after, rank = (_cut(curves, step) for curves in (self.dead, self.dead_after, self.effective_rank))
-        run = replace(self, dead=dead, dead_after=dead_after, effective_rank=rank)
+        run = replace(self, dead=dead, dead_after=dead_after, effective_rank=rank, width=_cut(self.width, step))
         return replace(run, episodes=episodes, recycled=None, re_died=None)
+
+    @property
+    def resized(self) -> bool:
+        """Whether a layer's number of units changed."""
+        return any(len(np.unique(curve.values)) > 1 for curve in self.width.values())
 
 
 def _cut(curves: Mapping[str, Curve], step: int) -> dict[str, Curve]:
@@ -135,7 +142,7 @@ def read_run(path: Path | str) -> Run:
     columns = _read_progress(path / "progress.csv", finished)
     dead, dead_after, rank = (_per_layer(columns, what) for what in ("dead", "dead_after", "effective_rank"))
     counts = (_count(columns, "recycled"), _count(columns, "re_died"))
-    return Run(path, config, episodes, dead, dead_after, rank, *counts, finished)
+    return Run(path, config, episodes, dead, dead_after, rank, *counts, finished, _per_layer(columns, "width"))
 
 
 def _per_layer(columns: Mapping[str, Curve], what: str) -> dict[str, Curve]:

@@ -210,9 +210,25 @@ def resizes(edit: Edit) -> bool:
 
 def kept(edit: Edit, width: int) -> list[int]:
     """Which of a group's units stand where after an edit: old numbers in the new order, -1 for a newborn."""
-    born = edit.count if isinstance(edit, Grow) else len(edit.parents) if isinstance(edit, Split) else 0
     gone = set(edit.slots) if resizes(edit) else set()
-    return [u for u in range(width) if u not in gone] + [-1] * (born if resizes(edit) else 0)
+    return [u for u in range(width) if u not in gone] + [-1] * born(edit)
+
+
+def born(edit: Edit) -> int:
+    """How many units the edit adds to its group."""
+    if isinstance(edit, Grow):
+        return edit.count
+    return len(edit.parents) if isinstance(edit, Split) and edit.into is None else 0
+
+
+def fewer(edit: Edit, most: int) -> Edit:
+    """The same edit with the first ``most`` of its newborns; an edit that adds no unit is returned as it is."""
+    if born(edit) <= most:
+        return edit
+    if isinstance(edit, Grow):
+        return replace(edit, count=most, parents=None if edit.parents is None else edit.parents[:most])
+    assert isinstance(edit, Split)
+    return replace(edit, parents=edit.parents[:most], along=None if edit.along is None else edit.along[:most])
 
 
 def renumbered(edit: Edit, now: Mapping[int, int]) -> Edit:

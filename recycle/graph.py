@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,6 +169,23 @@ class UnitGroup:
         if self._why_fixed is None:
             self._why_fixed = self.prove_resizable(self)
         return self._why_fixed
+
+    def cost(self, count: int = 1) -> int:
+        """Parameters that ``count`` more units would bring to the network."""
+        spans: dict[str, dict[int, int]] = {}
+        for axis in (*self.incoming, *self.outgoing):
+            if isinstance(self.tensor(axis.name), nn.Parameter):
+                spans.setdefault(axis.name, {})[axis.dim] = axis.span
+        total = 0
+        for name, span in spans.items():
+            shape = self.tensor(name).shape
+            total += math.prod(n + count * span.get(d, 0) for d, n in enumerate(shape)) - math.prod(shape)
+        return total
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole network, as it is now."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
 
     def fix(self, reason: str) -> None:
         """Let the width be as it is, for a reason outside of the module; "" leaves it to the proof."""

@@ -58,6 +58,16 @@ def stable_rank(activations: Tensor) -> float:
     return float(values.sum() / values.max()) if float(values.sum()) else 0.0
 
 
+def numerical_rank(activations: Tensor, tolerance: float = 0.01) -> int:
+    """Singular values of ``(samples, units)`` above ``tolerance`` times the largest; 0 if all are zero.
+
+    At most the smaller of both sizes. NORTH* (Maile, Rachelson, Luga and Wilson 2022) counts those above a fixed
+    value; here layers and losses of any scale share one tolerance.
+    """
+    values = _singular_values(activations)
+    return int((values > tolerance * values.max()).sum())
+
+
 def duplicates(group: UnitGroup) -> Tensor:
     """Which units have a twin: another unit with the same incoming weights and bias up to scale, ``(width,)`` bool.
 

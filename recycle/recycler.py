@@ -102,7 +102,7 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        needs = self._needs
+        needs = self.needs
         self.tracker = Tracker(
             graph,
             optimizers=optimizers,
@@ -115,6 +115,7 @@ class Recycler:
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
         self._open_books()
+        self._recorded: dict[str, tuple[int, float | Tensor]] = {}  # how often, and the sum
         self._listening = False
         self._batch: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._handle: Any = None
@@ -217,6 +218,18 @@ class Recycler:
             raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
         return self._event(edit=True, keep_window=False)
 
+    def record(self, name: str, value: float | Tensor) -> None:
+        """Hand in what the training loop measures itself, a loss say, for methods that watch it.
+
+        Methods read the mean over all calls since the last event, in :attr:`recycle.stats.Stats.recorded`.
+
+        Args:
+            name: of the quantity.
+            value: a number, or a tensor that holds one; a tensor is not waited for.
+        """
+        count, total = self._recorded.get(name, (0, 0.0))
+        self._recorded[name] = count + 1, total + (value.detach() if isinstance(value, Tensor) else value)
+
     def histograms(self) -> dict[str, Tensor]:
         """Per-unit values of the latest report: ``{"<group>/age": (width,), "<group>/firing_rate": (width,)}``."""
         found = {}
@@ -227,14 +240,15 @@ class Recycler:
         return found
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
-        groups, edits, all_stats = {}, [], {}
+        names = [group.name for group in self.graph]
+        found, edits, all_stats = {}, [], {}
         jumps: dict[int, float] = {}
         if self._jumps is not None:
             jumps = self._jumps.so_far if keep_window else self._jumps.before_event(self.tracker.passes)
         certified = self._certified()
         updates = self.tracker.updates
-        for group in self.graph:
-            stats = all_stats[group.name] = self.tracker.stats(group, self.generator, self.events + 1)
+        for group in self._in_order() if edit else self.graph:
+            stats = all_stats[group.name] = self._stats(group)
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -244,18 +258,34 @@ class Recycler:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
             rewritten = [edit for edit in made if getattr(edit, "weights", True)]
-            groups[group.name] = after(seen, stats, rewritten, note, group.width)
+            found[group.name] = after(seen, stats, rewritten, note, group.width)
             self._book(group, stats, rewritten)
+        groups = {name: found[name] for name in names}
         interventions, note = self._intervene(all_stats, updates) if edit else ([], "")
         for name in self._renewed(interventions):
             groups[name] = replace(groups[name], dead_after=0.0)
         if not keep_window:
             self.tracker.clear()
+            self._recorded.clear()
             self._windows += 1
         self.events += 1
         if self._jumps is not None and not keep_window:
             jumps = self._jumps.after_event() | jumps
         return Report(self.events, groups, tuple(edits), tuple(interventions), note, jumps)
+
+    def _stats(self, group: UnitGroup) -> Stats:
+        recorded = {name: float(total) / count for name, (count, total) in self._recorded.items()}
+        return self.tracker.stats(group, self.generator, self.events + 1, recorded)
+
+    def _in_order(self) -> list[UnitGroup]:
+        """The groups in the order in which to edit them: a method that chooses among them looks at all first."""
+        groups = list(self.graph)
+        for method in self.methods:
+            if hasattr(method, "survey"):
+                every = {group.name: (group, self._stats(group)) for group in groups}
+                seen = {name: stats for name, (group, stats) in every.items() if not self._why_not(group, stats)}
+                groups = [self.graph[name] for name in method.survey(groups, seen)]
+        return groups
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
         """What the methods for whole networks ask for, each all or none."""
@@ -338,7 +368,7 @@ class Recycler:
         return ""
 
     @property
-    def _needs(self) -> list[str]:
+    def needs(self) -> list[str]:
         """Statistics that the methods of units read."""
         return list(dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs))
 
@@ -353,7 +383,7 @@ class Recycler:
         for method in self.methods:
             if getattr(method, "lacks", ""):
                 return str(getattr(method, "lacks", ""))
-        missing = [n for n in self._needs if _unseen(getattr(stats, n))]
+        missing = [n for n in self.needs if _unseen(getattr(stats, n))]
         return f"needs {', '.join(missing)}, which was not observed" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
@@ -450,8 +480,8 @@ class Recycler:
                 "effective_rank": math.nan if seen is None else metrics.effective_rank(seen),
                 "duplicates": float(metrics.duplicates(group).double().mean()),
             }
-        return GroupReport(group.width, stats.samples, **health, unparted=unparted, re_died=again,
-                           resemblance=resemblance, re_death_age=lifetime, note=note)  # fmt: skip
+        return GroupReport(group.width, stats.samples, **health, width_after=group.width, unparted=unparted,
+                           re_died=again, resemblance=resemblance, re_death_age=lifetime, note=note)  # fmt: skip
 
     def _book(self, group: UnitGroup, stats: Stats, edits: list[Edit]) -> None:
         """Ages and who was recycled when: what the next events go by."""
@@ -509,6 +539,7 @@ class Recycler:
             "jumps": None if self._jumps is None else self._jumps.state_dict(),
             "anchors": [anchor.state_dict() for anchor in self._anchors],
             "batch": moved(self._batch, torch.device("cpu")),
+            "recorded": {name: (count, float(total)) for name, (count, total) in self._recorded.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -532,6 +563,7 @@ class Recycler:
             anchor.load_state_dict(initial)
         device = next((t.device for t in self.graph.module.parameters()), torch.device("cpu"))
         self._batch = moved(state["batch"], device)
+        self._recorded = dict(state.get("recorded", {}))
         if self._jumps is not None and state["jumps"] is not None:
             self._jumps.load_state_dict(state["jumps"], device)
 

@@ -30,6 +30,8 @@ class GroupReport:
     gradient_silent: float = math.nan
     effective_rank: float = math.nan
     duplicates: float = math.nan
+    width_after: int = 0
+    """Units after this event's edits."""
     recycled: int = 0
     """Units overwritten at this event."""
     unparted: int = 0
@@ -73,6 +75,11 @@ class Report:
         return sum(group.recycled for group in self.groups.values())
 
     @property
+    def units(self) -> int:
+        """Units of all groups, after the event's edits."""
+        return sum(group.width_after for group in self.groups.values())
+
+    @property
     def re_died(self) -> int:
         """Recycled units that died again, in all groups."""
         return sum(group.re_died for group in self.groups.values())
@@ -106,12 +113,16 @@ class Report:
         head = f"event {self.event}: {self.recycled} units recycled, {seen}"
         size = max(map(len, self.groups), default=0)
         lines = [
-            f"  {name.ljust(size)}  {g.width:5d} units  dead {g.dead:6.1%}{_certified(g)}  dormant {g.dormant:6.1%}  "
-            f"recycled {g.recycled}{'  ' + g.note if g.note else ''}"
+            f"  {name.ljust(size)}  {g.width:5d}{_resized(g)} units  dead {g.dead:6.1%}{_certified(g)}  "
+            f"dormant {g.dormant:6.1%}  recycled {g.recycled}{'  ' + g.note if g.note else ''}"
             for name, g in self.groups.items()
         ]
         whole = [f"  {describe(intervention)}" for intervention in self.interventions]
         return "\n".join([head, *lines, *whole, *([f"  {self.note}"] if self.note else [])])
+
+
+def _resized(group: GroupReport) -> str:
+    return f" -> {group.width_after}" if group.width_after not in (0, group.width) else ""
 
 
 def _certified(group: GroupReport) -> str:
@@ -124,4 +135,4 @@ def after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: 
     left = stats.dead.clone()
     left[slots] = False
     dead = math.nan if math.isnan(seen.dead) else float(left.sum()) / width
-    return replace(seen, dead_after=dead, recycled=len(slots), note=note)
+    return replace(seen, dead_after=dead, width_after=width, recycled=len(slots), note=note)

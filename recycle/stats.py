@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,6 +72,12 @@ class Stats:
     """What the layers that make the units read on the latest sampled pass, by the name of their weight, on the CPU:
     ``(values, features)``, for a convolution ``(samples, channels, ...)``; a part of it, spread over the whole batch.
     Weights whose input no hook sees are missing; None where no method asked for it."""
+    activations: Tensor | None = None
+    """Up to 256 rows of the latest sampled pass, spread over its batch: ``(values, width)``, on the device and in the
+    precision of the network; it may change with the next pass. None where nothing was seen."""
+    recorded: Mapping[str, float] = field(default_factory=dict)
+    """What the training loop measured itself, by the names under which it called :meth:`recycle.Recycler.record`: the
+    mean since the last event."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

@@ -7,7 +7,7 @@ the device.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -333,11 +333,9 @@ class Tracker:
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
         self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]
-        self._latest.clear()
+        self._forget_columns(group)
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
-        if self._inputs is not None:
-            self._inputs.clear()  # consumers' inputs have other columns now
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
         self._measure()
@@ -345,6 +343,17 @@ class Tracker:
             self._detach(self._step_handles)
             self._attach_to_optimizers()
         self._follow()
+
+    def _forget_columns(self, group: UnitGroup) -> None:
+        """What was kept of layers that make these units, or read them: those have other rows or columns now."""
+        read = {axis.name for axis in group.outgoing}
+        touched = read | {axis.name for axis in group.incoming}
+        for other in self.graph:
+            if touched & {axis.name for axis in other.incoming}:
+                self._latest.pop(other.name, None)
+        if self._inputs is not None:
+            for name in read:
+                self._inputs.pop(name, None)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -375,7 +384,13 @@ class Tracker:
         windows = self._windows[group.name]
         return windows[0].latest if windows and not self.outdated else None
 
-    def stats(self, group: UnitGroup, generator: torch.Generator | None = None, event: int = 0) -> Stats:
+    def stats(
+        self,
+        group: UnitGroup,
+        generator: torch.Generator | None = None,
+        event: int = 0,
+        recorded: Mapping[str, float] | None = None,
+    ) -> Stats:
         """The group's window so far. This is the one place that waits for the device."""
         windows = self._windows[group.name]
         samples = min((w.count for w in windows), default=0)
@@ -400,6 +415,8 @@ class Tracker:
             settled=_settled(group) if live else None,
             sample=self._sample_of(group),
             inputs=self._inputs_of(group),
+            activations=self.latest(group),
+            recorded=recorded or {},
             generator=generator,
         )
 

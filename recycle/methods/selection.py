@@ -41,6 +41,16 @@ class Units(Protocol):
     def why_not_foldable(self) -> str: ...  # noqa: D102
 
 
+class Resizable(Units, Protocol):
+    """The part of a group that a method which chooses among layers may look at."""
+
+    @property
+    def why_fixed(self) -> str: ...  # noqa: D102
+    @property
+    def parameters(self) -> int: ...  # noqa: D102
+    def cost(self, count: int = 1) -> int: ...  # noqa: D102
+
+
 def match(group: Units, stats: Stats, tau: float, by: Parent) -> tuple[list[int], list[int], list[Fold]]:
     """Parents, the slots to overwrite with their children, and what to fold first: one parent for each slot.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from recycle.methods.grow import Growth
 from recycle.methods.monitor import Monitor
 from recycle.methods.plasticity_injection import PlasticityInjection
 
@@ -12,6 +14,16 @@ from recycle.methods.plasticity_injection import PlasticityInjection
 def edits_units(method: Any) -> bool:
     """Whether it decides about single units; ``monitor`` looks and leaves them alone."""
     return callable(method) and not isinstance(method, Monitor)
+
+
+def joined(methods: Sequence[Any]) -> list[Any]:
+    """The same methods, where ``grow`` grows by the one that edits units beside it: ``grow+gradmax``."""
+    growth = [method for method in methods if isinstance(method, Growth) and method.by is None]
+    others = [method for method in methods if edits_units(method) and not isinstance(method, Growth)]
+    if len(growth) != 1 or len(others) != 1:
+        return list(methods)
+    made = replace(growth[0], by=others[0])
+    return [made if method is growth[0] else method for method in methods if method is not others[0]]
 
 
 def check_together(methods: Sequence[Any]) -> None:
@@ -33,6 +45,11 @@ def check_together(methods: Sequence[Any]) -> None:
             f"plasticity_injection freezes weights, and {', '.join(others)} would change them. "
             "Pass it alone, or with monitor"
         )
+    growth = next((method for method in methods if isinstance(method, Growth)), None)
+    others = [method for method in methods if edits_units(method) and method is not growth]
+    if growth is not None and growth.by is None and others:
+        name = type(others[0]).__name__
+        raise ValueError(f"to grow by what {name} proposes, pass Growth({name}()) in place of the two")
     editors = [type(method).__name__ for method in methods if edits_units(method)]
     if len(editors) > 1:
         raise ValueError(

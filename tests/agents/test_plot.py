@@ -171,6 +171,27 @@ def test_a_panel_per_layer_with_changes_drawn_and_one_colour_per_arm(folder):
     assert len(returns) == 2
 
 
+def test_widths_are_drawn_where_they_change(folder):
+    header, *rows = PROGRESS.splitlines()
+    widths = ["8,4", ",", ",", ",", "10,4"]
+    for seed in (0, 1):
+        text = [f"{header},recycle/policy/net.0/width,recycle/policy/net.2/width"]
+        text += [f"{row},{width}" for row, width in zip(rows, widths, strict=True)]
+        write_run(folder / "grow" / str(seed), method="grow", seed=seed, progress="\n".join(text) + "\n")
+    runs = read(folder)
+    assert {run.config["method"]: run.resized for run in runs} == {"none": False, "split": False, "grow": True}
+    figure = draw(runs)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["", "net.0", "net.2", "net.0", "net.2"]
+    assert [axes.get_ylabel() for axes in figure.axes[1:]] == ["dead fraction"] * 2 + ["units"] * 2
+    assert [len(figure.axes[i].lines) - len(figure.axes[0].lines) for i in (1, 3)] == [0, -2]
+    grown = figure.axes[3].lines[0]
+    assert (grown.get_xdata().tolist(), grown.get_ydata().tolist()) == ([10, 40], [8, 10])
+    low, high = figure.axes[3].get_ylim()
+    assert low == 0 and high > 10 and figure.axes[1].get_ylim()[1] <= 1.02
+    (run,) = [run for run in runs if run.config["method"] == "grow" and run.seed == 0]
+    assert run.until(30).width["policy/net.0"].values.tolist() == [8]
+
+
 def test_an_unfinished_run_is_marked_and_left_out_of_the_average(folder):
     write_run(folder / "late", method="split", seed=2, episodes=[(10, 0, 99.0, 10)], finished=False)
     runs = read(folder)
