@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.junction import Junction
 from recycle.samples import Sample
 
 _KEPT = 256
@@ -72,6 +73,9 @@ class Stats:
     """What the layers that make the units read on the latest sampled pass, by the name of their weight, on the CPU:
     ``(values, features)``, for a convolution ``(samples, channels, ...)``; a part of it, spread over the whole batch.
     Weights whose input no hook sees are missing; None where no method asked for it."""
+    junction: Junction | str | None = None
+    """What the latest sampled pass showed on both sides of the units, or why that is not known (they are not made by
+    one Linear or convolution, say). None where no method asked for it."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 
