@@ -51,10 +51,14 @@ class Branch:
         return pairs.flatten(0, 1)
 
     def left_over(self) -> Tensor:
-        """The part of the gradient that no change of the consumer's own weights would take away."""
+        """The part of the gradient that no change of the consumer's own weights would take away.
+
+        Nothing where there are no more rows than inputs: such weights explain all of it.
+        """
         held = self.activations
         best: Tensor = torch.linalg.lstsq(held, self.gradient, driver="gelsd").solution
-        return self.gradient - held @ best
+        left = self.gradient - held @ best
+        return left if float(left.norm()) > 1e-8 * float(self.gradient.norm()) else torch.zeros_like(left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ class Crossing:
         self.why = ""
         if isinstance(readers, str):
             self.why = readers
-        elif len(made) != 1 or len(weights) != 1 or made[0][0].__class__ not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        elif len(made) != 1 or len(weights) != 1:
             self.why = "the units are not made by one Linear or convolution alone"
         elif group.norms():
             self.why = f"{group.norms()[0].name!r} normalises the units"
@@ -208,7 +212,7 @@ def _branch(reading: _Reading, made: Tensor, before: Tensor) -> Branch | str:
         size = math.prod(layer.kernel_size)
         most = max(1, _NUMBERS // (made[0].numel() * size))
         if after.shape == before.shape:
-            taps = patches(layer, made[:most]).unflatten(1, (made.shape[1], size)).transpose(1, 2)
+            taps = patches(layer, made[:most]).reshape(-1, made.shape[1], size).transpose(1, 2)
         read, told = patches(layer, inputs[:most]), _rows(gradient[:most]) * (len(made) / len(made[:most]))
     else:
         return f"there is no closed form for units that this {kind} reads"
@@ -227,7 +231,7 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _one_function(before: Tensor, after: Tensor) -> bool:
-    """Whether each unit's activations, in the order of its pre-activations, turn at most once: ``(samples, units, *)``."""
+    """Whether a unit's activations, in the order of its pre-activations, turn at most once: ``(samples, units, *)``."""
     z, h = (t.movedim(1, 0).flatten(1) for t in (before, after))
     if z.shape[1] < _FEWEST:
         return False

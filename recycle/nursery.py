@@ -88,9 +88,10 @@ def raise_units(
     told = _told(group, units, birth, init, generator, evidence)
     told |= {
         "consumers": group.outgoing,
-        "sent": tuple(_normal(a.read(group.tensor(a.name), units), generator) for a in group.outgoing if told["draws"]),
+        "sent": _sent(group, units, generator) if told["draws"] else (),
         "read": partial(_read, group, units),
-        "redraw": lambda: fresh_rows(group, units, init, generator),
+        "slope": partial(_slope, group, units),
+        "redraw": lambda: (fresh_rows(group, units, init, generator), _sent(group, units, generator)),
         "junction": evidence.junction,
         "trial": None if evidence.loss is None else LossTrial(group, units, evidence.loss),
         "normalised": _normalised(group),
@@ -112,7 +113,7 @@ def _place(group: UnitGroup, module: nn.Module, units: Tensor, born: Born) -> No
     checked = born.exact and module is group.module
     if checked:
         _write(group, module, units, born.incoming, None)
-        before = _answers(group)
+        before = answers_of(group)
     _write(group, module, units, born.incoming, born.outgoing)
     if born.rest is not None and bool(born.rest.any()):
         if group.why_not_foldable:
@@ -121,7 +122,7 @@ def _place(group: UnitGroup, module: nn.Module, units: Tensor, born: Born) -> No
             )
         add_constant(group, module, units, -born.rest)
     if checked:
-        change, allowed = difference(before, _answers(group)), tolerance(before)
+        change, allowed = difference(before, answers_of(group)), tolerance(before)
         if change > allowed:
             raise NotRecyclable(f"the new units would change the output by {change:.1e}")
 
@@ -176,6 +177,10 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.double).to(like)
 
 
+def _sent(group: UnitGroup, units: Tensor, generator: torch.Generator | None) -> Elements:
+    return tuple(_normal(axis.read(group.tensor(axis.name), units), generator) for axis in group.outgoing)
+
+
 def _normalised(group: UnitGroup) -> str:
     for axis in group.incoming:
         owner = axis.name.rpartition(".")[0]
@@ -186,17 +191,41 @@ def _normalised(group: UnitGroup) -> str:
 
 def _read(group: UnitGroup, units: Tensor, rows: Elements) -> Elements:
     """What the consumers read of the units with these incoming elements, on the traced calls."""
-    _write(group, group.module, units, rows, None)
+    with undisturbed(group.module), torch.no_grad():
+        return tuple(values.double().cpu() for values in _run(group, units, rows))
+
+
+def _slope(group: UnitGroup, units: Tensor, rows: Elements) -> Tensor:
+    """Norm of the derivative of a weighted sum of what the consumers read, by each unit's incoming weights."""
+    axes = [axis for axis in group.incoming if axis.role == "weight"]
+    weights = [group.tensor(axis.name) for axis in axes]
+    with undisturbed(group.module), torch.enable_grad():
+        values = torch.cat([part.flatten().double() for part in _run(group, units, rows)])
+        if not values.requires_grad:
+            raise NotRecyclable("the traced calls run without gradients, so nothing is known of those of new units")
+        total = (values * torch.linspace(1, 2, len(values), dtype=torch.double, device=values.device)).sum()
+        found = torch.autograd.grad(total, weights, allow_unused=True)
+    parts = [
+        axis.read(torch.zeros_like(w) if g is None else g, units).double().cpu().square().sum((1, 2))
+        for axis, w, g in zip(axes, weights, found, strict=True)
+    ]
+    return torch.stack(parts).sum(0).sqrt()
+
+
+def _run(group: UnitGroup, units: Tensor, rows: Elements) -> list[Tensor]:
+    """What the consumers read of the units, for each distinct value: ``(values, units)``."""
+    with torch.no_grad():
+        _write(group, group.module, units, rows, None)
     observers = group.observers()
     if not observers or not group.calls:
         raise NotRecyclable("no hook sees what the consumers would read of the new units, so nothing can be proved")
     seen: list[list[Tensor]] = [[] for _ in observers]
-    with undisturbed(group.module), _watching(group, observers, units, seen):
+    with _watching(group, observers, units, seen):
         for call in group.calls:
             call()
     if not all(seen):
         raise NotRecyclable("the traced calls do not run a consumer of these units")
-    return tuple(torch.cat(values) for values in seen)
+    return [torch.cat(values) for values in seen]
 
 
 @contextmanager
@@ -206,22 +235,24 @@ def _watching(
     def watch(
         observer: Observer, kept: list[Tensor], layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
-        act = observer.value(args, kwargs, output).detach()
-        kept.append(per_unit(act, layer, observer.index.to(act.device))[:, units.to(act.device)].double().cpu())
+        act = observer.value(args, kwargs, output)
+        kept.append(per_unit(act, layer, observer.index.to(act.device))[:, units.to(act.device)])
 
     handles = [
-        group.module.get_submodule(observer.name).register_forward_hook(partial(watch, observer, kept), with_kwargs=True)
+        group.module.get_submodule(observer.name).register_forward_hook(
+            partial(watch, observer, kept), with_kwargs=True
+        )
         for observer, kept in zip(observers, seen, strict=True)
     ]
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _answers(group: UnitGroup) -> list[Tensor] | str:
+def answers_of(group: UnitGroup) -> list[Tensor] | str:
+    """Outputs of the calls on which the group was traced, as they are now; see :func:`recycle.proof.answers`."""
     with undisturbed(group.module):
         return answers(group.module, group.calls)
 

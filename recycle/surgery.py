@@ -79,7 +79,7 @@ def apply(
     if not fixed.slots and not (isinstance(edit, Grow) and edit.count):
         return
     evidence = Evidence(inputs or {}, junction, loss)
-    how = {"soft": soft, "init": init, "generator": generator, "evidence": evidence}
+    how: dict[str, Any] = {"soft": soft, "init": init, "generator": generator, "evidence": evidence}
     first = group.width
     with (
         nullcontext() if layout is None else resized(group, layout, optimizers, every),
@@ -174,9 +174,9 @@ def _refuse_tensors(group: UnitGroup, targets: Sequence[tuple[nn.Module, float]]
 
 
 def _refuse_split(edit: Split, group: UnitGroup) -> None:
-    if not 0 <= edit.share < 1:
-        raise NotRecyclable(f"Split needs 0 <= share < 1, got share={edit.share}")
-    if edit.balanced and not edit.share:
+    if edit.share is not None and not 0 <= edit.share < 1:
+        raise NotRecyclable(f"Split needs 0 <= share < 1 (or None: equal parts), got share={edit.share}")
+    if edit.balanced and edit.share == 0:
         raise NotRecyclable("a balanced Split needs share > 0: at 0 the newborn is all zeros and can never learn")
     if not 0 <= edit.noise < float("inf"):
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
@@ -259,8 +259,12 @@ def _split(
     order = torch.argsort(which, stable=True)
     rank = torch.empty_like(which)
     rank[order] = torch.arange(len(which)) - (count.cumsum(0) - count)[which[order]]
-    child = edit.share * (1 - edit.share) ** rank.double()  # what each newborn takes of the parent's output
-    parent = (1 - edit.share) ** count.double()  # what the parent keeps
+    if edit.share is None:
+        parent = 1 / (count + 1).double()
+        child = parent[which]
+    else:
+        child = edit.share * (1 - edit.share) ** rank.double()  # what each newborn takes of the parent's output
+        parent = (1 - edit.share) ** count.double()  # what the parent keeps
     draws = {axis.name: _noise(edit, group, axis, len(slots), generator) for axis in group.incoming}
     for module in (group.module, *soft):
         length = _length(group, module, parents) if edit.along is not None else None

@@ -133,6 +133,15 @@ class Tracker:
         self._follow()
 
     @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Look away from the layers inside the block."""
+        self._detach(self._handles)
+        try:
+            yield
+        finally:
+            self._follow()
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Watch the layers inside the block only, and optimizer steps from then on.
 

@@ -101,9 +101,7 @@ class LossPairing:
         if not total.requires_grad:
             return tuple(torch.zeros_like(part) for part in self._probe)
         found = torch.autograd.grad(total, self._probe, retain_graph=True, allow_unused=True)
-        return tuple(
-            torch.zeros_like(p) if f is None else f.detach() for p, f in zip(self._probe, found, strict=True)
-        )
+        return tuple(torch.zeros_like(p) if f is None else f.detach() for p, f in zip(self._probe, found, strict=True))
 
     def outgoing(self, incoming: Elements) -> Elements:
         """Its transpose: a little of these incoming elements, the gradient at the outgoing ones."""

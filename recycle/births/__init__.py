@@ -4,6 +4,8 @@ A birth is a function of :class:`Newborns` that returns one tensor for each of `
 are then zero. One that says those too returns :class:`Born`, and is for :class:`recycle.Grow` only.
 """
 
+from recycle.births.firefly import firefly as firefly
+from recycle.births.gradmax import gradmax as gradmax
 from recycle.births.newborns import Birth as Birth
 from recycle.births.newborns import Born as Born
 from recycle.births.newborns import Elements as Elements
@@ -14,3 +16,4 @@ from recycle.births.plain import near_zero as near_zero
 from recycle.births.plain import paired as paired
 from recycle.births.plain import zero_out as zero_out
 from recycle.births.revive import revive as revive
+from recycle.births.tiny import tiny as tiny

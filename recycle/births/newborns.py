@@ -17,8 +17,7 @@ from recycle.response import Response
 Elements: TypeAlias = tuple[Tensor, ...]
 """One tensor ``(units, span, everything else)`` for each of several axes, as :meth:`recycle.graph.Axis.read` returns
 them."""
-_STEP = 1e-3
-"""How far a unit at rest is moved, relative to its weights' usual size, to see whether it answers."""
+_ONLY_GROW = "this birth says outgoing weights, which only Grow takes; a Reset leaves them at zero"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +51,11 @@ class Newborns:
     read: Callable[[Elements], Elements] | None = None
     """What the consumers would read of newborns with these incoming elements on the traced calls: ``(values, units)``
     for each distinct value that is consumed. None outside of a Grow."""
-    redraw: Callable[[], Elements] | None = None
-    """Another draw of ``fresh``."""
+    slope: Callable[[Elements], Tensor] | None = None
+    """How strongly what the consumers read depends on the incoming weights, if these are a newborn's elements, by
+    torch's derivatives on the traced calls: ``(units,)``."""
+    redraw: Callable[[], tuple[Elements, Elements]] | None = None
+    """Another draw of ``fresh`` and of ``sent``."""
     junction: Junction | str = "no pass was sampled: pass junction="
     """What one pass showed on both sides of the units, or why that is not known."""
     trial: Trial | None = None
@@ -66,7 +68,9 @@ class Newborns:
     def refuse_normalised(self, birth: str) -> None:
         """Raise :class:`recycle.NotRecyclable` if a normalisation stands behind the units' weights."""
         if self.normalised:
-            raise NotRecyclable(f"{birth} needs units whose size its weights decide; {self.normalised!r} normalises them")
+            raise NotRecyclable(
+                f"{birth} needs units whose size its weights decide; {self.normalised!r} normalises them"
+            )
 
     def resting(self, lift: float) -> Elements:
         """Incoming elements of units that give the same for every input: weights of zero, a first bias of ``lift``.
@@ -96,23 +100,13 @@ class Newborns:
         return rows, high
 
     def refuse_deaf(self, rows: Elements) -> None:
-        """Raise :class:`recycle.NotRecyclable` if units with these resting elements do not answer to their weights.
-
-        A kink counts as deaf: torch's derivative of a ReLU at zero is zero.
-        """
-        step = [
-            _STEP * fresh if axis.role == "weight" else torch.zeros_like(fresh)
-            for axis, fresh in zip(self.axes, self.fresh, strict=True)
-        ]
-        up, rest, down = (
-            torch.cat(self._read(tuple(row + sign * s for row, s in zip(rows, step, strict=True))))
-            for sign in (1.0, 0.0, -1.0)
-        )
-        slope, bend = (up - down).abs().amax(0), (up + down - 2 * rest).abs().amax(0)
-        if bool((slope == 0).any()) or bool((bend > 0.1 * slope).any()):
+        """Raise :class:`recycle.NotRecyclable` if units with these incoming elements have no gradient there."""
+        if self.slope is None:
+            raise NotRecyclable(_ONLY_GROW)
+        if not bool((self.slope(rows) > 0).all()):
             raise NotRecyclable(
-                "at rest the new units have no gradient: their activation is flat or has its kink there, and no bias "
-                "of their own can lift them off it. Use zero_out"
+                "new units without incoming weights would have no gradient: their activation is flat there (a ReLU's "
+                "derivative at zero is zero), and no bias of their own lifts them off it. Use zero_out"
             )
 
     def outgoing_of_length(self, directions: Elements, scale: float) -> Elements:
@@ -124,7 +118,7 @@ class Newborns:
 
     def _read(self, rows: Elements) -> Elements:
         if self.read is None:
-            raise NotRecyclable("this birth says outgoing weights, which only Grow takes; a Reset leaves them at zero")
+            raise NotRecyclable(_ONLY_GROW)
         return self.read(rows)
 
 
