@@ -111,7 +111,7 @@ class Observer:
         first = output[0] if isinstance(output, tuple) and not hasattr(output, "batch_sizes") else output
         if not self.at_output:
             first = args[0] if args else kwargs.get("input")
-        return getattr(first, "data", first)
+        return first if isinstance(first, Tensor) else getattr(first, "data", first)
 
 
 @dataclass(eq=False)
