@@ -20,7 +20,8 @@ class Split:
     Args:
         parents: live units, one for each slot; a unit may be named more than once.
         into: slots to overwrite. None widens the layer: the newborns come behind its units, in this order.
-        share: part of the parent's outgoing weights that the newborn takes, in [0, 1).
+        share: part of the parent's outgoing weights that the newborn takes, in [0, 1); of several newborns of one
+            parent each takes it of what is left. None: the parent and its newborns take equal parts (Net2Net).
         noise: length of the noise on the incoming weights, relative to the row's norm. It is antisymmetric
             (newborn and parent move apart so that the output changes to second order only) and the rows keep
             their norm.
@@ -37,7 +38,7 @@ class Split:
 
     parents: Sequence[int]
     into: Sequence[int] | None = None
-    share: float = field(default=0.5, kw_only=True)
+    share: float | None = field(default=0.5, kw_only=True)
     noise: float = field(default=0.0, kw_only=True)
     balanced: bool = field(default=False, kw_only=True)
     rescale: bool = field(default=False, kw_only=True)
@@ -155,10 +156,12 @@ class Prune:
 class Grow:
     """Widen a layer by ``count`` units with fresh incoming and zero outgoing weights: the output stays as it was.
 
+    Refused where a new unit would be zero on both sides, or two would be equal on both: such units never learn.
+
     Args:
         count: how many; they come behind the layer's units.
-        birth: where the incoming weights come from, see :mod:`recycle.births`; None: the module's own
-            initialisation.
+        birth: where the weights come from, see :mod:`recycle.births`; None: the module's own initialisation. Some
+            births say outgoing weights too, and some of those change the output a little (near_zero, tiny, firefly).
         parents: one live unit for each, for births that look at one.
     """
 

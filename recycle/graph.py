@@ -112,7 +112,7 @@ class Observer:
         first = output[0] if isinstance(output, tuple) and not hasattr(output, "batch_sizes") else output
         if not self.at_output:
             first = args[0] if args else kwargs.get("input")
-        return getattr(first, "data", first)
+        return first if isinstance(first, Tensor) else getattr(first, "data", first)
 
 
 @dataclass(eq=False)
@@ -141,6 +141,8 @@ class UnitGroup:
     """All groups that were traced together with this one: a resize moves their entries too."""
     retrace: Callable[[], Sequence[UnitGroup]] = field(default=tuple, repr=False)
     """Finds the groups of the module as it is now, without proof."""
+    calls: Sequence[Callable[[], Any]] = field(default=(), repr=False)
+    """The calls on which it was traced."""
     _homogeneous: bool | None = field(default=None, repr=False)
     _why_fixed: str | None = field(default=None, repr=False)
 
@@ -258,6 +260,17 @@ class UnitGroup:
                 found.append((layer, axis))
         return found
 
+    def readers(self) -> list[tuple[nn.Module, Axis]] | str:
+        """The Linears and convolutions that read the units, one for each outgoing axis, or why hooks cannot see all."""
+        found = []
+        for axis in self.outgoing:
+            owner, _, leaf = axis.name.rpartition(".")
+            layer = self.module.get_submodule(owner)
+            if not (axis.hooked and leaf == "weight" and plain(layer)):
+                return f"{axis.name!r} is read by what is no Linear or convolution of torch's own"
+            found.append((layer, axis))
+        return found
+
     def fed(self) -> list[tuple[nn.Module, Axis]]:
         """Layers that make the units, and their weights, where a hook sees what the layer reads.
 
@@ -355,6 +368,25 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"Graph({len(self)} groups, {sum(g.width for g in self)} units, {len(self.frozen)} frozen)"
+
+
+def per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
+    """Activations with the units last, one row for each sample and position: ``(values, width)``."""
+    if index is None and act.dim() == 2:
+        return act
+    spatial = act.dim() - _unit_axis(layer, act) - 1
+    flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
+    if index is None:
+        return flat
+    width, span = index.shape
+    return flat[:, index.flatten()].reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
+
+
+def _unit_axis(layer: nn.Module, act: Tensor) -> int:
+    """Axis of the features or channels: a convolution's kernel says how many spatial axes follow."""
+    if isinstance(layer, nn.GroupNorm) or hasattr(layer, "running_var") or hasattr(layer, "ra_var"):
+        return 1
+    return act.dim() - len(getattr(layer, "kernel_size", ())) - 1
 
 
 def plain(layer: nn.Module) -> bool:

@@ -376,6 +376,12 @@ def _undone(buffers: Sequence[Tensor], call: Call) -> Any:
                     buffer.copy_(value)
 
 
+def answers(module: nn.Module, calls: Sequence[Call]) -> list[Tensor] | str:
+    """Outputs of the calls on the parameters as they are, dropping nothing; buffers stay as they were."""
+    with torch.no_grad(), _Plain():
+        return outputs(_repeatable(module, calls))
+
+
 def outputs(calls: Sequence[Call]) -> list[Tensor] | str:
     """Copies of every floating-point output of the calls, or why they failed."""
     found = _results(calls)

@@ -25,6 +25,8 @@ from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
 from recycle.names import did_you_mean
+from recycle.nursery import answers_of
+from recycle.proof import difference, tolerance
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
@@ -69,6 +71,8 @@ class Recycler:
             does: ``lambda: recycle.certify(graph, net, low, high)``. None: reports say what was observed only.
         probe: runs the network on a batch of one's own, ``lambda: net(x)``: reports then say how far events move the
             output, see :attr:`Report.jumps`; six passes over that batch an event. None: they do not.
+        loss: the loss of a batch, a scalar, for births that try new units out (firefly; gradmax where it has no closed
+            form): ``lambda: loss(net(x), y)``. It should be the same batch throughout one event.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Recycler:
         sample_every: int = 8,
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
         probe: Callable[[], Any] | None = None,
+        loss: Callable[[], Tensor] | None = None,
     ) -> None:
         self.method = method
         for each in self.methods:
@@ -110,7 +115,9 @@ class Recycler:
             firing="silence" in needs or "rarity" in needs,
             sample="sample" in needs,
             inputs="inputs" in needs,
+            junction="junction" in needs,
         )
+        self.loss = loss
         self.certify = certify
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
@@ -401,7 +408,13 @@ class Recycler:
             if any(map(resizes, edits)):
                 if self._anchors:
                     return [], "units cannot come or go while weights are pulled to where they began (l2_init)"
-                return self._resize(group, edits, note, stats.inputs)
+                with self._unwatched():
+                    before = answers_of(group) if any(map(_may_move_the_output, edits)) else []
+                    made, note = self._resize(group, edits, note, stats)
+                    moved = difference(before, answers_of(group)) if before and made else 0.0
+                if moved > tolerance(before):
+                    note = "; ".join(filter(None, (f"the output moved by {moved:.1e} of its largest value", note)))
+                return made, note
             with all_or_none(group, **held):
                 for edit in edits:
                     apply(edit, group, **held, generator=self.generator, init=self.init, inputs=stats.inputs)
@@ -409,17 +422,16 @@ class Recycler:
             return [], str(error)
         return edits, note
 
-    def _resize(
-        self, group: UnitGroup, edits: list[Edit], note: str, inputs: dict[str, Tensor] | None
-    ) -> tuple[list[Edit], str]:
+    def _resize(self, group: UnitGroup, edits: list[Edit], note: str, stats: Stats) -> tuple[list[Edit], str]:
         """Make edits of which some resize, each all or none. Units keep their numbers until the last is made."""
         now = {unit: unit for unit in range(group.width)}
         made: list[Edit] = []
+        how: dict[str, Any] = {"generator": self.generator, "init": self.init, "inputs": stats.inputs}
+        how |= {"junction": stats.junction or "no pass was sampled", "loss": self.loss}
         for edit in edits:
             try:
                 order = kept(renumbered(edit, now), group.width)
-                apply(renumbered(edit, now), group, optimizers=self.optimizers, targets=self.targets,
-                      generator=self.generator, init=self.init, inputs=inputs)  # fmt: skip
+                apply(renumbered(edit, now), group, optimizers=self.optimizers, targets=self.targets, **how)
             except KeyError as error:
                 return made, f"{type(edit).__name__} names unit {error}, which an earlier edit of the event removed"
             except NotRecyclable as error:
@@ -428,6 +440,18 @@ class Recycler:
             place = {old: new for new, old in enumerate(order) if old >= 0}
             now = {unit: place[at] for unit, at in now.items() if at in place}
         return made, note
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Births may run the loss, which is no training pass."""
+        kept = self._handle is not None
+        self._detach_from_module()
+        try:
+            with self.tracker.unwatched():
+                yield
+        finally:
+            if kept:
+                self._attach_to_module()
 
     def _allowed(self, group: UnitGroup, edits: list[Edit]) -> tuple[set[int], str]:
         """Slots that cooldown, target networks and the cap let through, and what was held back."""
@@ -566,6 +590,11 @@ class Recycler:
         self._recorded = dict(state.get("recorded", {}))
         if self._jumps is not None and state["jumps"] is not None:
             self._jumps.load_state_dict(state["jumps"], device)
+
+
+def _may_move_the_output(edit: Edit) -> bool:
+    """Whether units come with weights that are not exact by themselves."""
+    return bool(edit.birth if isinstance(edit, Grow) else isinstance(edit, Split) and edit.noise)
 
 
 def _unseen(value: Any) -> bool:

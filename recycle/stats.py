@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.junction import Junction
 from recycle.samples import Sample
 
 _KEPT = 256
@@ -78,6 +79,9 @@ class Stats:
     recorded: Mapping[str, float] = field(default_factory=dict)
     """What the training loop measured itself, by the names under which it called :meth:`recycle.Recycler.record`: the
     mean since the last event."""
+    junction: Junction | str | None = None
+    """What the latest sampled pass showed on both sides of the units, or why that is not known (they are not made by
+    one Linear or convolution, say). None where no method asked for it."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import optimizers as optimizer_state
-from recycle.births import Newborns, like_init
 from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, resizes
-from recycle.fresh import Init, fresh_rows
+from recycle.fresh import Init
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
+from recycle.junction import Junction
+from recycle.nursery import Evidence, add_constant, overwrite, raise_units
 from recycle.resize import FEWEST, resized, with_more, without
-from recycle.response import responses
 
 
 @torch.no_grad()
@@ -30,6 +31,8 @@ def apply(
     generator: torch.Generator | None = None,
     init: Init | None = None,
     inputs: dict[str, Tensor] | None = None,
+    junction: Junction | str = "no pass was sampled",
+    loss: Callable[[], Tensor] | None = None,
 ) -> None:
     """Make one edit: weights, optimizer state and target networks together, or nothing at all.
 
@@ -44,6 +47,10 @@ def apply(
         generator: source of randomness; None: torch's global one.
         init: how this model initialises, for fresh units; None: each layer's ``reset_parameters``.
         inputs: what the layers read lately, see :attr:`recycle.stats.Stats.inputs`, for births that look at data.
+        junction: what a pass showed on both sides of the units, see :attr:`recycle.stats.Stats.junction`, for births
+            that look at gradients.
+        loss: the loss of a batch, a scalar, for births that try themselves out. It should be the same batch whenever
+            it is called within one edit.
 
     An edit that resizes puts new parameters in the place of the old ones (``.grad`` is None), in the module, its
     targets and the optimizers; the graph and its groups stay valid.
@@ -66,12 +73,14 @@ def apply(
     layout = None
     if isinstance(edit, Grow):
         layout = with_more(group, edit.count)
-        fixed = Reset(range(group.width, layout.width), edit.birth, parents=edit.parents)
     elif isinstance(edit, Split) and edit.into is None:
         layout = with_more(group, len(edit.parents))
         fixed = replace(edit, into=range(group.width, layout.width))
-    if not fixed.slots:
+    if not fixed.slots and not (isinstance(edit, Grow) and edit.count):
         return
+    evidence = Evidence(inputs or {}, junction, loss)
+    how: dict[str, Any] = {"soft": soft, "init": init, "generator": generator, "evidence": evidence}
+    first = group.width
     with (
         nullcontext() if layout is None else resized(group, layout, optimizers, every),
         all_or_none(group, optimizers, targets),
@@ -79,7 +88,10 @@ def apply(
         if isinstance(fixed, Split):
             _split(fixed, group, optimizers, soft, generator)
         elif isinstance(fixed, Reset):
-            _reset(fixed, group, optimizers, soft, generator, init, inputs or {})
+            _reset(fixed, group, optimizers, how)
+        elif isinstance(fixed, Grow):
+            newborns = torch.arange(first, group.width)
+            raise_units(group, newborns, fixed.birth, parents=fixed.parents, **how)
         elif isinstance(fixed, Fold):
             _fold(fixed, group, optimizers, soft)
 
@@ -162,9 +174,9 @@ def _refuse_tensors(group: UnitGroup, targets: Sequence[tuple[nn.Module, float]]
 
 
 def _refuse_split(edit: Split, group: UnitGroup) -> None:
-    if not 0 <= edit.share < 1:
-        raise NotRecyclable(f"Split needs 0 <= share < 1, got share={edit.share}")
-    if edit.balanced and not edit.share:
+    if edit.share is not None and not 0 <= edit.share < 1:
+        raise NotRecyclable(f"Split needs 0 <= share < 1 (or None: equal parts), got share={edit.share}")
+    if edit.balanced and edit.share == 0:
         raise NotRecyclable("a balanced Split needs share > 0: at 0 the newborn is all zeros and can never learn")
     if not 0 <= edit.noise < float("inf"):
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
@@ -247,8 +259,12 @@ def _split(
     order = torch.argsort(which, stable=True)
     rank = torch.empty_like(which)
     rank[order] = torch.arange(len(which)) - (count.cumsum(0) - count)[which[order]]
-    child = edit.share * (1 - edit.share) ** rank.double()  # what each newborn takes of the parent's output
-    parent = (1 - edit.share) ** count.double()  # what the parent keeps
+    if edit.share is None:
+        parent = 1 / (count + 1).double()
+        child = parent[which]
+    else:
+        child = edit.share * (1 - edit.share) ** rank.double()  # what each newborn takes of the parent's output
+        parent = (1 - edit.share) ** count.double()  # what the parent keeps
     draws = {axis.name: _noise(edit, group, axis, len(slots), generator) for axis in group.incoming}
     for module in (group.module, *soft):
         length = _length(group, module, parents) if edit.along is not None else None
@@ -302,37 +318,14 @@ def _split_state(
                     axis.write(state, parents, kept)
 
 
-def _reset(
-    edit: Reset,
-    group: UnitGroup,
-    optimizers: Sequence[Optimizer],
-    soft: Sequence[nn.Module],
-    generator: torch.Generator | None,
-    init: Init | None,
-    inputs: dict[str, Tensor],
-) -> None:
+def _reset(edit: Reset, group: UnitGroup, optimizers: Sequence[Optimizer], how: dict[str, Any]) -> None:
     units = torch.tensor(edit.units)
     if not edit.weights:
         _freshen(group, (*group.incoming, *group.outgoing), units, optimizers)
         return
-    stay = torch.tensor(sorted(set(range(group.width)) - set(edit.units)), dtype=torch.long)
-    fresh = fresh_rows(group, units, init, generator)
-    draws: tuple[Tensor, ...] = ()
-    if edit.birth not in (None, like_init):
-        draws = tuple(torch.randn(f.shape, generator=generator, dtype=torch.double).to(f) for f in fresh)
-    for module in (group.module, *soft):
-        parents = None
-        if edit.parents is not None:
-            named = torch.tensor(edit.parents)
-            parents = tuple(axis.read(tensor_at(module, axis.name), named) for axis in group.incoming)
-        others = tuple(axis.read(tensor_at(module, axis.name), stay) for axis in group.incoming)
-        newborns = Newborns(group.incoming, fresh, parents, others, draws, responses(group, units, inputs))
-        born = (edit.birth or like_init)(newborns)
-        for axis, rows in zip(group.incoming, born, strict=True):
-            axis.write(tensor_at(module, axis.name), units, rows)
-        for axis in group.outgoing:
-            axis.fill(tensor_at(module, axis.name), units, 0.0)
+    overwrite(group, units, edit.birth, parents=edit.parents, **how)
     _freshen(group, group.incoming, units, optimizers)
+    stay = torch.tensor(sorted(set(range(group.width)) - set(edit.units)), dtype=torch.long)
     if edit.warm and len(stay):
         _warm(group, units, stay, edit.warm, optimizers)
     _freshen(group, group.outgoing, units, optimizers)  # recurrent weights are both
@@ -350,14 +343,9 @@ def _warm(group: UnitGroup, units: Tensor, stay: Tensor, part: float, optimizers
 def _fold(edit: Fold, group: UnitGroup, optimizers: Sequence[Optimizer], soft: Sequence[nn.Module]) -> None:
     units, means = torch.tensor(edit.units), torch.tensor(edit.means, dtype=torch.double)
     for module in (group.module, *soft):
+        add_constant(group, module, units, means)
         for axis in group.outgoing:
-            assert axis.bias is not None
-            weight, bias = tensor_at(module, axis.name), tensor_at(module, axis.bias)
-            moved = torch.zeros_like(weight)
-            axis.write(moved, units, _times(axis.read(weight, units), means))
-            out_dim = 1 if axis.dim == 0 else 0
-            bias += moved.sum([d for d in range(moved.dim()) if d != out_dim])
-            axis.fill(weight, units, 0.0)
+            axis.fill(tensor_at(module, axis.name), units, 0.0)
     _freshen(group, group.outgoing, units, optimizers)
 
 

@@ -66,7 +66,7 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
     later = _Later(module, calls, kept, whole)
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
-        group.siblings, group.retrace = later.siblings, later.retrace
+        group.siblings, group.retrace, group.calls = later.siblings, later.retrace, calls
     return Graph(module, kept, frozen, calls, lambda: trace(module, *calls))
 
 

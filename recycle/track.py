@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recycle.graph import Axis, Graph, Observer, UnitGroup
+from recycle.graph import Axis, Graph, Observer, UnitGroup, per_unit
+from recycle.junction import Crossing
 from recycle.samples import Sample, as_sample, few
 from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
 
@@ -37,6 +38,7 @@ class Tracker:
         firing: keep the times between each unit's firings as well.
         sample: keep some inputs, pre-activations and gradients of the latest sampled pass as well.
         inputs: keep a part of what the layers read on the latest sampled pass as well.
+        junction: keep what the units' layers read, and what their consumers read and need, of that pass as well.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Tracker:
         firing: bool = False,
         sample: bool = False,
         inputs: bool = False,
+        junction: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -71,6 +74,7 @@ class Tracker:
         self._sample = sample
         self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
         self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
+        self._crossings = {group.name: Crossing(group) for group in graph} if junction else {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -129,6 +133,15 @@ class Tracker:
         self._follow()
 
     @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Look away from the layers inside the block."""
+        self._detach(self._handles)
+        try:
+            yield
+        finally:
+            self._follow()
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Watch the layers inside the block only, and optimizer steps from then on.
 
@@ -183,6 +196,9 @@ class Tracker:
         if self._inputs is not None:
             for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
                 yield layer, partial(self._keep_input, self._inputs, name), True
+        for crossing in self._crossings.values():
+            for layer, keep in crossing.points():
+                yield layer, partial(self._watch_crossing, keep), False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -263,7 +279,7 @@ class Tracker:
         act = args[0] if args else kwargs.get("input")
         act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
-            window.add(_per_unit(act.detach(), layer, index))
+            window.add(per_unit(act.detach(), layer, index))
 
     def _keep_input(
         self, inputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,14 +294,14 @@ class Tracker:
     ) -> None:
         act = observer.value(args, {}, output)
         if self._counts(layer, act) and self._due(window):
-            window.add(_per_unit(act.detach(), layer, index))
+            window.add(per_unit(act.detach(), layer, index))
 
     def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
     def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
-        seen.add(_per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
+        seen.add(per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
 
     def _watch_producer(self, seen: Gradients, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad and inputs and output.dim() > 1:
@@ -293,6 +309,10 @@ class Tracker:
 
     def _keep_sample(self, name: str, inputs: Tensor, output: Tensor, gradient: Tensor) -> None:
         self._latest[name] = (inputs, output, few(gradient))
+
+    def _watch_crossing(self, keep: Callable[..., None], layer: nn.Module, inputs: Any, output: Any) -> None:
+        if self._counts(layer, output) and self._due(keep) and output.requires_grad and inputs and output.dim() > 1:
+            keep(inputs[0], output)
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
@@ -351,6 +371,8 @@ class Tracker:
         for other in self.graph:
             if touched & {axis.name for axis in other.incoming}:
                 self._latest.pop(other.name, None)
+            if other.name in self._crossings and touched & {axis.name for axis in (*other.incoming, *other.outgoing)}:
+                self._crossings[other.name] = Crossing(other)
         if self._inputs is not None:
             for name in read:
                 self._inputs.pop(name, None)
@@ -363,6 +385,8 @@ class Tracker:
         self._latest.clear()
         if self._inputs is not None:
             self._inputs.clear()
+        for crossing in self._crossings.values():
+            crossing.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -417,6 +441,7 @@ class Tracker:
             inputs=self._inputs_of(group),
             activations=self.latest(group),
             recorded=recorded or {},
+            junction=self._crossings[group.name].junction() if group.name in self._crossings else None,
             generator=generator,
         )
 
@@ -445,6 +470,7 @@ class Tracker:
             "weights": {k: g.state() for k, g in self._weights.items()},
             "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
             "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
+            "crossings": {name: crossing.state() for name, crossing in self._crossings.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -473,6 +499,8 @@ class Tracker:
             self._inputs.clear()
             for name, kept in state["inputs"].items():
                 self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
+        for name, crossing in self._crossings.items():
+            crossing.load(state["crossings"][name])
 
 
 def _shapes(layer: nn.Module) -> list[torch.Size]:
@@ -538,25 +566,6 @@ def _row_means(gradient: Tensor, dim: int, index: Tensor | None) -> Tensor:
     return rows if index is None else rows[index].mean(1)
 
 
-def _per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
-    """Activations with the units last, one row for each sample and position: ``(values, width)``."""
-    if index is None and act.dim() == 2:
-        return act
-    spatial = act.dim() - _unit_axis(layer, act) - 1
-    flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
-    if index is None:
-        return flat
-    width, span = index.shape
-    return flat[:, index.flatten()].reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
-
-
-def _unit_axis(layer: nn.Module, act: Tensor) -> int:
-    """Axis of the features or channels: a convolution's kernel says how many spatial axes follow."""
-    if isinstance(layer, nn.GroupNorm) or hasattr(layer, "running_var") or hasattr(layer, "ra_var"):
-        return 1
-    return act.dim() - len(getattr(layer, "kernel_size", ())) - 1
-
-
 def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
     units = torch.arange(group.width)
     with torch.no_grad():
@@ -575,7 +584,7 @@ def peak(group: UnitGroup, module: nn.Module, inputs: tuple[tuple[Any, ...], dic
 
     def watch(observer: Observer, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         act = observer.value(args, kwargs, output)
-        seen = _per_unit(act.detach(), layer, observer.index.to(act.device)).abs().amax(0).double().cpu()
+        seen = per_unit(act.detach(), layer, observer.index.to(act.device)).abs().amax(0).double().cpu()
         torch.maximum(highest, seen, out=highest)
 
     handles = []

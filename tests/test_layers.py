@@ -25,6 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.stats",
             "recycle.samples",
             "recycle.intervals",
+            "recycle.junction",
         }
     ),
     frozenset(
@@ -49,6 +50,8 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.anchor",
             "recycle.injection",
             "recycle.jumps",
+            "recycle.nursery",
+            "recycle.trial",
         }
     ),
     frozenset({"recycle.methods", "recycle.report"}),

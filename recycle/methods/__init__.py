@@ -17,12 +17,17 @@ from typing import Any, Protocol
 from recycle.edits import Edit
 from recycle.interventions import Intervention, Layers
 from recycle.methods.cbp import ContinualBackprop
+from recycle.methods.expand import Expand
+from recycle.methods.firefly import Firefly
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.grow import Growth
+from recycle.methods.gradmax import GradMax
 from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.near_zero import NearZero
+from recycle.methods.net2wider import Net2Wider
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
@@ -34,6 +39,7 @@ from recycle.methods.selection import Units
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
+from recycle.methods.tiny import Tiny
 from recycle.names import did_you_mean
 from recycle.stats import Stats
 
@@ -94,6 +100,12 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "replay": Replay,
     "plasticity_injection": PlasticityInjection,
     "grow": Growth,
+    "expand": Expand,
+    "near_zero": NearZero,
+    "net2wider": Net2Wider,
+    "gradmax": GradMax,
+    "tiny": Tiny,
+    "firefly": Firefly,
 }
 """The built-in methods by their names on the command line."""
 
