@@ -110,6 +110,7 @@ class Recycler:
             firing="silence" in needs or "rarity" in needs,
             sample="sample" in needs,
             inputs="inputs" in needs,
+            growth="growth" in needs,
         )
         self.certify = certify
         self.events = 0
@@ -227,14 +228,15 @@ class Recycler:
         return found
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
-        groups, edits, all_stats = {}, [], {}
+        names = [group.name for group in self.graph]
+        found, edits, all_stats = {}, [], {}
         jumps: dict[int, float] = {}
         if self._jumps is not None:
             jumps = self._jumps.so_far if keep_window else self._jumps.before_event(self.tracker.passes)
         certified = self._certified()
         updates = self.tracker.updates
-        for group in self.graph:
-            stats = all_stats[group.name] = self.tracker.stats(group, self.generator, self.events + 1)
+        for group in self._in_order() if edit else self.graph:
+            stats = all_stats[group.name] = self._stats(group)
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -244,8 +246,9 @@ class Recycler:
                 note = "; ".join(filter(None, (f"approximate: {group.why}", note)))
             edits += [(group.name, edit) for edit in made]
             rewritten = [edit for edit in made if getattr(edit, "weights", True)]
-            groups[group.name] = after(seen, stats, rewritten, note, group.width)
+            found[group.name] = after(seen, stats, rewritten, note, group.width)
             self._book(group, stats, rewritten)
+        groups = {name: found[name] for name in names}
         interventions, note = self._intervene(all_stats, updates) if edit else ([], "")
         for name in self._renewed(interventions):
             groups[name] = replace(groups[name], dead_after=0.0)
@@ -256,6 +259,19 @@ class Recycler:
         if self._jumps is not None and not keep_window:
             jumps = self._jumps.after_event() | jumps
         return Report(self.events, groups, tuple(edits), tuple(interventions), note, jumps)
+
+    def _stats(self, group: UnitGroup) -> Stats:
+        return self.tracker.stats(group, self.generator, self.events + 1)
+
+    def _in_order(self) -> list[UnitGroup]:
+        """The groups in the order in which to edit them: a method that chooses among them looks at all first."""
+        groups = list(self.graph)
+        for method in self.methods:
+            if hasattr(method, "survey"):
+                every = {group.name: (group, self._stats(group)) for group in groups}
+                seen = {name: stats for name, (group, stats) in every.items() if not self._why_not(group, stats)}
+                groups = [self.graph[name] for name in method.survey(groups, seen)]
+        return groups
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
         """What the methods for whole networks ask for, each all or none."""
@@ -354,7 +370,8 @@ class Recycler:
             if getattr(method, "lacks", ""):
                 return str(getattr(method, "lacks", ""))
         missing = [n for n in self._needs if _unseen(getattr(stats, n))]
-        return f"needs {', '.join(missing)}, which was not observed" if missing else ""
+        why = self.tracker.why_no_growth(group) if "growth" in missing else ""
+        return f"needs {', '.join(missing)}, which was not observed{why}" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""

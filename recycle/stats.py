@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.growth_sample import GrowthSample
 from recycle.samples import Sample
 
 _KEPT = 256
@@ -72,6 +73,9 @@ class Stats:
     """What the layers that make the units read on the latest sampled pass, by the name of their weight, on the CPU:
     ``(values, features)``, for a convolution ``(samples, channels, ...)``; a part of it, spread over the whole batch.
     Weights whose input no hook sees are missing; None where no method asked for it."""
+    growth: GrowthSample | None = None
+    """Rows that say what a new unit would be worth. None where no method asked for them, where no gradient has come
+    yet, or where the units are not made and read by Linear layers alone."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup
+from recycle.growth_sample import Examples, GrowthSample, Recorder, why_not_sampled
 from recycle.samples import Sample, as_sample, few
 from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
 
@@ -37,6 +38,7 @@ class Tracker:
         firing: keep the times between each unit's firings as well.
         sample: keep some inputs, pre-activations and gradients of the latest sampled pass as well.
         inputs: keep a part of what the layers read on the latest sampled pass as well.
+        growth: keep rows that say what a new unit would be worth as well.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Tracker:
         firing: bool = False,
         sample: bool = False,
         inputs: bool = False,
+        growth: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -71,6 +74,7 @@ class Tracker:
         self._sample = sample
         self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
         self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
+        self._recorders: dict[str, Recorder] = _recorders(graph) if growth else {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -183,6 +187,10 @@ class Tracker:
         if self._inputs is not None:
             for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
                 yield layer, partial(self._keep_input, self._inputs, name), True
+        for recorder in self._recorders.values():
+            yield recorder.producer, partial(self._watch_growth, recorder), False
+            for layer, hook in recorder.points():
+                yield layer, hook, False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -294,6 +302,10 @@ class Tracker:
     def _keep_sample(self, name: str, inputs: Tensor, output: Tensor, gradient: Tensor) -> None:
         self._latest[name] = (inputs, output, few(gradient))
 
+    def _watch_growth(self, recorder: Recorder, layer: nn.Module, inputs: Any, output: Any) -> None:
+        counts = self._counts(layer, output) and self._due(recorder) and output.requires_grad and inputs
+        recorder.begin(inputs[0] if counts else None, output)
+
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
         self._steps[number] = step + 1
@@ -338,6 +350,8 @@ class Tracker:
         self._weights[group.name] = Gradients()
         if self._inputs is not None:
             self._inputs.clear()  # consumers' inputs have other columns now
+        if self._recorders:
+            self._recorders = _recorders(self.graph)
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
         self._measure()
@@ -354,6 +368,8 @@ class Tracker:
         self._latest.clear()
         if self._inputs is not None:
             self._inputs.clear()
+        for recorder in self._recorders.values():
+            recorder.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -400,6 +416,7 @@ class Tracker:
             settled=_settled(group) if live else None,
             sample=self._sample_of(group),
             inputs=self._inputs_of(group),
+            growth=self._growth_of(group),
             generator=generator,
         )
 
@@ -413,6 +430,13 @@ class Tracker:
         if self._inputs is None:
             return None
         return {axis.name: self._inputs[axis.name].cpu() for _, axis in group.fed() if axis.name in self._inputs}
+
+    def why_no_growth(self, group: UnitGroup) -> str:
+        """Why there are no rows that say what a new unit of a group would be worth."""
+        return f": {why_not_sampled(group) or 'no gradient has come back to its consumers yet'}"
+
+    def _growth_of(self, group: UnitGroup) -> GrowthSample | None:
+        return self._recorders[group.name].sample() if group.name in self._recorders else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -428,6 +452,7 @@ class Tracker:
             "weights": {k: g.state() for k, g in self._weights.items()},
             "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
             "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
+            "growth": {k: recorder.state() for k, recorder in self._recorders.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -456,6 +481,8 @@ class Tracker:
             self._inputs.clear()
             for name, kept in state["inputs"].items():
                 self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
+        for name, recorder in self._recorders.items():
+            recorder.load(state.get("growth", {}).get(name, []))
 
 
 def _shapes(layer: nn.Module) -> list[torch.Size]:
@@ -464,6 +491,12 @@ def _shapes(layer: nn.Module) -> list[torch.Size]:
 
 def _listed(shapes: list[torch.Size]) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _recorders(graph: Graph) -> dict[str, Recorder]:
+    examples = Examples()
+    able = sorted((group for group in graph if not why_not_sampled(group)), key=lambda group: group.first)
+    return {group.name: Recorder(group, examples, first=group is able[0]) for group in able}
 
 
 def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:

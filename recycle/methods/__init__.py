@@ -30,6 +30,7 @@ from recycle.methods.replay import Replay
 from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
 from recycle.methods.selection import Units
+from recycle.methods.senn import SelfExpanding
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
@@ -42,7 +43,9 @@ class Method(Protocol):
 
     One that remembers something from event to event also has ``state_dict()`` and ``load_state_dict(state)``; one that
     cannot do without an option names it in ``lacks`` (an empty string: nothing is missing); one that differs from
-    network to network of a model has ``for_network(name)``, which returns a method. A call may raise
+    network to network of a model has ``for_network(name)``, which returns a method; one that chooses among layers has
+    ``survey(groups, stats)``, which is called before any group is edited, with all of them and the statistics of those
+    that may be edited, and returns all names in the order in which to edit. A call may raise
     :class:`recycle.NotRecyclable`: then nothing is done, and the report says why.
     """
 
@@ -90,6 +93,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "layer_reset": LayerReset,
     "replay": Replay,
     "plasticity_injection": PlasticityInjection,
+    "senn": SelfExpanding,
 }
 """The built-in methods by their names on the command line."""
 

@@ -33,6 +33,7 @@ from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
 from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
+from recycle.methods.senn import SelfExpanding
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
@@ -111,6 +112,7 @@ def test_the_built_in_methods() -> None:
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
         "replay": Replay,
         "plasticity_injection": PlasticityInjection,
+        "senn": SelfExpanding,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
