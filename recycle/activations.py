@@ -29,11 +29,11 @@ KNOWN: dict[str, Activation] = {
     "softsign": F.softsign,
     "hardswish": F.hardswish,
 }
-"""Activations that are recognised, beside leaky ReLUs of any slope; the first that fits is taken."""
+"""Activations that are recognised, beside leaky ReLUs of any slope."""
 
 
 def recognised(before: Tensor, after: Tensor, tolerance: float = 1e-4) -> tuple[str, Activation] | None:
-    """Name and function of the activation that makes ``after`` of ``before`` on every value, or None.
+    """Name and function of the activation that makes ``after`` of ``before``: the closest one, or None.
 
     Args:
         before: pre-activations, any shape.
@@ -44,11 +44,10 @@ def recognised(before: Tensor, after: Tensor, tolerance: float = 1e-4) -> tuple[
     """
     slope = _slope(before, after)
     leaky: dict[str, Activation] = {f"leaky relu ({slope:.3g})": lambda z: F.leaky_relu(z, slope)}
-    scale = float(after.abs().max().clamp_min(torch.finfo(after.dtype).tiny))
-    for name, function in (KNOWN | leaky).items():
-        if float((function(before) - after).abs().max()) <= tolerance * scale:
-            return name, function
-    return None
+    known = KNOWN | leaky
+    off = {name: float((function(before) - after).abs().max()) for name, function in known.items()}
+    best = min(off, key=lambda name: off[name])
+    return (best, known[best]) if off[best] <= tolerance * float(after.abs().max()) else None
 
 
 def _slope(before: Tensor, after: Tensor) -> float:

@@ -23,14 +23,14 @@ from torch import Tensor
 from recycle.activations import Activation
 
 _RANK = 1e-6
-"""Singular values of features below this part of the largest are rounding errors of single precision."""
+"""Singular values below this part of the largest are rounding errors of single precision."""
 
 
 def precision(curvature: Tensor, damping: float = 0.1) -> Tensor:
     """The pseudo-inverse of S + damping * mean(diag S), ``(outputs, outputs)``, of gradients ``(rows, outputs)``."""
     second = curvature.T @ curvature / len(curvature)
     damped = second + damping * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
-    inverse: Tensor = torch.linalg.pinv(damped, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv(damped, rtol=_RANK**2, hermitian=True)
     return inverse
 
 
@@ -83,20 +83,21 @@ def outgoing(block: Tensor, residual: Tensor, inverse: Tensor) -> Tensor:
     return weights
 
 
-def held_out_gain(block: Tensor, residual: Tensor, weights: Tensor, curvature: Tensor) -> float:
-    """What ``weights`` (see :func:`outgoing`), found on other rows, are worth on these: 2 <V, C> - <V, F V>.
+def held_out_gains(block: Tensor, residual: Tensor, weights: Tensor, curvature: Tensor) -> Tensor:
+    """What ``weights`` (see :func:`outgoing`), found on other rows, are worth on each of these, ``(rows,)``.
 
-    On the rows on which they were found this is the gain. On others it is negative if what was found there was chance,
-    while a gain measured anew is about outputs / rows even then, and the largest of many is more.
+    Their mean is 2 <V, C> - <V, F V>: on the rows on which the weights were found, the gain. On others it is negative
+    if what was found there was chance, while a gain measured anew is about outputs / rows even then, and the largest of
+    many is more.
 
     Args:
         block: activations of the units, ``(rows, units)``.
         residual: of these rows, ``(rows, outputs)``.
         weights: ``(units, outputs)``.
-        curvature: the damped S of these rows, ``(outputs, outputs)``.
+        curvature: the damped S, ``(outputs, outputs)``.
     """
     moved = block @ weights
-    return float((2 * moved * residual - (moved @ curvature) * moved).sum()) / len(block)
+    return (2 * moved * residual - (moved @ curvature) * moved).sum(1)
 
 
 def ascended(
@@ -170,6 +171,8 @@ class Proposal:
     """What it costs beside a unit: SENN divides the gain of a new layer by 20."""
     rows: Tensor | None = None
     """Incoming weights of a new unit, ``(fan_in,)``; None for an extension of another kind."""
+    error: float = 0.0
+    """Standard error of the gain."""
 
     @property
     def relative(self) -> float:
@@ -185,14 +188,17 @@ class Proposal:
 
 @dataclass(frozen=True)
 class ExpansionTest:
-    """When an extension is worth it: both its relative and its absolute gain are above a threshold."""
+    """When an extension is worth it: its relative and its absolute gain are above thresholds, and not by chance."""
 
     relative: float = 0.03
     absolute: float = 0.0025
+    certainty: float = 1.0
+    """Standard errors by which the gain is above zero: without them a test now and then passes by chance."""
 
     def passed(self, proposal: Proposal) -> bool:
         """Whether to expand."""
-        return proposal.relative > self.relative and proposal.absolute > self.absolute
+        sure = proposal.gain > self.certainty * proposal.error
+        return sure and proposal.relative > self.relative and proposal.absolute > self.absolute
 
 
 def widening(
@@ -207,10 +213,10 @@ def widening(
     steps: int = 60,
     generator: torch.Generator | None = None,
 ) -> Proposal:
-    """The best new unit found on a random half of the rows, and what it is worth on the other half.
+    """The best new unit that the rows give, and what one found on a half of them is worth on the other half.
 
-    One unit alone is judged on the second half, that of the largest gain on the first, so that no choice among many
-    makes it look better than it is.
+    Both halves are searched and judged by the other one, so that no choice among many makes a unit look better than it
+    is; the unit proposed is that of a third search, over all rows.
 
     Args:
         inputs: what the unit would read, ``(rows, fan_in)``, with a last column of ones if ``biased``.
@@ -223,18 +229,31 @@ def widening(
         steps: by which each is improved.
         generator: source of randomness.
     """
+
+    def found(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The unit of the largest gain on some rows, and its outgoing weights."""
+        residual, inverse = unexplained(features[rows], gradients[rows]), precision(gradients[rows], damping)
+        unit = ascended(inputs[rows], residual, inverse, activation, biased=biased, proposals=proposals, steps=steps,
+                        generator=generator)[:1]  # fmt: skip
+        return unit, outgoing(activation(inputs[rows] @ unit.T), residual, inverse)
+
     order = torch.randperm(len(inputs), generator=generator)
-    fit, held = order[: len(order) // 2], order[len(order) // 2 :]
-    inverse = precision(gradients[fit], damping)
-    residual = unexplained(features[fit], gradients[fit])
-    rows = ascended(inputs[fit], residual, inverse, activation, biased=biased, proposals=proposals, steps=steps,
-                    generator=generator)[:1]  # fmt: skip
-    weights = outgoing(activation(inputs[fit] @ rows.T), residual, inverse)
-    curvature: Tensor = torch.linalg.pinv(precision(gradients[held], damping), hermitian=True)
-    block, left = activation(inputs[held] @ rows.T), unexplained(features[held], gradients[held])
-    found = held_out_gain(block, left, weights, curvature)
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
     whole = precision(gradients, damping)
-    return Proposal(found, score(features, gradients, whole), energy(gradients, whole), rows=rows[0])
+    curvature: Tensor = torch.linalg.pinv(whole, hermitian=True)
+    each = []
+    for fit, held in (halves, halves[::-1]):
+        unit, weights = found(fit)
+        residual = unexplained(features[held], gradients[held])
+        each.append(held_out_gains(activation(inputs[held] @ unit.T), residual, weights, curvature))
+    worth = torch.cat(each)
+    return Proposal(
+        gain=float(worth.mean()),
+        error=float(worth.std()) / math.sqrt(len(worth)),
+        current=score(features, gradients, whole),
+        energy=energy(gradients, whole),
+        rows=found(order)[0][0],
+    )
 
 
 def _basis(features: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ class SelfExpanding:
 
     The score g'F^-1 g is twice the loss that a step of the natural gradient would win; a new unit with zero outgoing
     weights raises it by what its activation explains of the gradient that the layer's other units do not explain. Its
-    incoming weights are those, of many random ones improved by gradient ascent, that raise it most on half of the rows
-    kept; the test looks at the other half. An event widens one layer, by one unit after the other until the next one
-    fails or ``most`` is reached. The output stays as it was.
+    incoming weights are those, of many random ones improved by gradient ascent, that raise it most. The test looks at
+    what such a search over one half of the rows is worth on the other half, and the other way round. An event widens
+    one layer, by one unit after the other until the next one fails or ``most`` is reached. The output stays as it was.
 
     F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), so that the scale of the loss says nothing.
     The rows are the latest 1024 different examples that were seen since the last event: there must be more than four
@@ -46,6 +46,8 @@ class SelfExpanding:
     """Least gain over the present score of the layer that reads the units."""
     absolute: float = 0.0025
     """Least part of the gradient that the new unit explains, in [0, 1)."""
+    certainty: float = 1.0
+    """Standard errors by which the gain must be above zero. At 1 about one test in 40 passes by chance, at 2 none."""
     most: int = 4
     """Units that an event may add."""
     cooldown: int = 0
@@ -61,15 +63,15 @@ class SelfExpanding:
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.relative >= 0 or not 0 <= self.absolute < 1 or self.cooldown < 0 or not self.damping > 0:
+        if not self.relative >= 0 or not 0 <= self.absolute < 1 or not self.certainty >= 0 or not self.damping > 0:
             raise ValueError(
-                "senn needs relative >= 0, 0 <= absolute < 1, cooldown >= 0 (events) and damping > 0, got "
-                f"relative={self.relative}, absolute={self.absolute}, cooldown={self.cooldown}, damping={self.damping}"
+                f"senn needs relative >= 0, 0 <= absolute < 1, certainty >= 0 and damping > 0, got relative="
+                f"{self.relative}, absolute={self.absolute}, certainty={self.certainty}, damping={self.damping}"
             )
-        if self.most < 1 or self.proposals < 1 or self.steps < 0:
+        if self.most < 1 or self.cooldown < 0 or self.proposals < 1 or self.steps < 0:
             raise ValueError(
-                "senn needs most >= 1 and proposals >= 1 (units) and steps >= 0, got "
-                f"most={self.most}, proposals={self.proposals}, steps={self.steps}"
+                "senn needs most >= 1 and proposals >= 1 (units), cooldown >= 0 (events) and steps >= 0, got "
+                f"most={self.most}, proposals={self.proposals}, cooldown={self.cooldown}, steps={self.steps}"
             )
 
     # -- where ---------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class SelfExpanding:
             stats: of those that may be edited now, by name.
 
         Returns:
-            The groups' names, in the order in which to edit them.
+            The groups' names; last the one that widens, since then the others' rows would no longer fit.
         """
         memory, names = self._memory, [group.name for group in groups]
         memory.found = {}
@@ -103,7 +105,7 @@ class SelfExpanding:
                 memory.found[name] = self._edits(seen[name], stats[name], proposal)
             else:
                 memory.found[name] = f"{_told(proposal)}: a unit of {winner!r} gains more"
-        return names
+        return [name for name in names if name != winner] + [name for name in names if name == winner]
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """What the survey decided on this group; without one, whether to widen it is decided for it alone.
@@ -130,7 +132,7 @@ class SelfExpanding:
 
     def _edits(self, group: Units, stats: Stats, proposal: Proposal) -> list[Edit] | str:
         """Units one after the other, each beside those before it, until one fails the test."""
-        test = ExpansionTest(self.relative, self.absolute)
+        test = ExpansionTest(self.relative, self.absolute, self.certainty)
         sample = _sample(group, stats)
         activation = _activation(group, sample)
         features, rows = _features(sample), []
@@ -144,7 +146,10 @@ class SelfExpanding:
                 break
             proposal = self._proposal(group, stats, features)
         if not rows:
-            return f"{told}, which is not above relative={self.relative} and absolute={self.absolute}"
+            return (
+                f"{told}: not above relative={self.relative}, absolute={self.absolute} and certainty={self.certainty} "
+                "standard errors"
+            )
         return [Grow(len(rows), Given(torch.stack(rows), usual_length=group.homogeneous))]
 
     def _proposal(self, group: Units, stats: Stats, features: Tensor) -> Proposal:
@@ -212,6 +217,6 @@ def _activation(group: Units, sample: GrowthSample) -> Activation:
 
 def _told(proposal: Proposal) -> str:
     return (
-        f"the best new unit raises the score {proposal.current:.3g} by {proposal.gain:.3g} "
+        f"the best new unit raises the score {proposal.current:.3g} by {proposal.gain:.3g} +- {proposal.error:.2g} "
         f"({proposal.relative:.2g}) and explains {proposal.absolute:.2g} of the gradient"
     )
