@@ -116,6 +116,7 @@ class Recycler:
             sample="sample" in needs,
             inputs="inputs" in needs,
             junction="junction" in needs,
+            growth="growth" in needs,
         )
         self.loss = loss
         self.certify = certify
@@ -391,7 +392,8 @@ class Recycler:
             if getattr(method, "lacks", ""):
                 return str(getattr(method, "lacks", ""))
         missing = [n for n in self.needs if _unseen(getattr(stats, n))]
-        return f"needs {', '.join(missing)}, which was not observed" if missing else ""
+        why = self.tracker.why_no_growth(group) if "growth" in missing else ""
+        return f"needs {', '.join(missing)}, which was not observed{why}" if missing else ""
 
     def _edit(self, group: UnitGroup, stats: Stats) -> tuple[list[Edit], str]:
         """Make the method's edits of one group, all or none."""

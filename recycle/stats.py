@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.growth_sample import GrowthSample
 from recycle.junction import Junction
 from recycle.samples import Sample
 
@@ -82,6 +83,9 @@ class Stats:
     junction: Junction | str | None = None
     """What the latest sampled pass showed on both sides of the units, or why that is not known (they are not made by
     one Linear or convolution, say). None where no method asked for it."""
+    growth: GrowthSample | None = None
+    """Rows that say what a new unit would be worth. None where no method asked for them, where no gradient has come
+    yet, or where the units are not made and read by Linear layers alone."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

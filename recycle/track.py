@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup, per_unit
+from recycle.growth_sample import Examples, GrowthSample, Recorder, why_not_sampled
 from recycle.junction import Crossing
 from recycle.samples import Sample, as_sample, few
 from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
@@ -39,6 +40,7 @@ class Tracker:
         sample: keep some inputs, pre-activations and gradients of the latest sampled pass as well.
         inputs: keep a part of what the layers read on the latest sampled pass as well.
         junction: keep what the units' layers read, and what their consumers read and need, of that pass as well.
+        growth: keep rows that say what a new unit would be worth as well.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Tracker:
         sample: bool = False,
         inputs: bool = False,
         junction: bool = False,
+        growth: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -75,6 +78,7 @@ class Tracker:
         self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
         self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
         self._crossings = {group.name: Crossing(group) for group in graph} if junction else {}
+        self._recorders: dict[str, Recorder] = _recorders(graph) if growth else {}
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -199,6 +203,10 @@ class Tracker:
         for crossing in self._crossings.values():
             for layer, keep in crossing.points():
                 yield layer, partial(self._watch_crossing, keep), False
+        for recorder in self._recorders.values():
+            yield recorder.producer, partial(self._watch_growth, recorder), False
+            for layer, hook in recorder.points():
+                yield layer, hook, False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -313,6 +321,9 @@ class Tracker:
     def _watch_crossing(self, keep: Callable[..., None], layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(keep) and output.requires_grad and inputs and output.dim() > 1:
             keep(inputs[0], output)
+    def _watch_growth(self, recorder: Recorder, layer: nn.Module, inputs: Any, output: Any) -> None:
+        counts = self._counts(layer, output) and self._due(recorder) and output.requires_grad and inputs
+        recorder.begin(inputs[0] if counts else None, output)
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
@@ -373,6 +384,8 @@ class Tracker:
                 self._latest.pop(other.name, None)
             if other.name in self._crossings and touched & {axis.name for axis in (*other.incoming, *other.outgoing)}:
                 self._crossings[other.name] = Crossing(other)
+        if self._recorders:
+            self._recorders = _recorders(self.graph)
         if self._inputs is not None:
             for name in read:
                 self._inputs.pop(name, None)
@@ -387,6 +400,8 @@ class Tracker:
             self._inputs.clear()
         for crossing in self._crossings.values():
             crossing.clear()
+        for recorder in self._recorders.values():
+            recorder.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -442,6 +457,7 @@ class Tracker:
             activations=self.latest(group),
             recorded=recorded or {},
             junction=self._crossings[group.name].junction() if group.name in self._crossings else None,
+            growth=self._growth_of(group),
             generator=generator,
         )
 
@@ -455,6 +471,13 @@ class Tracker:
         if self._inputs is None:
             return None
         return {axis.name: self._inputs[axis.name].cpu() for _, axis in group.fed() if axis.name in self._inputs}
+
+    def why_no_growth(self, group: UnitGroup) -> str:
+        """Why there are no rows that say what a new unit of a group would be worth."""
+        return f": {why_not_sampled(group) or 'no gradient has come back to its consumers yet'}"
+
+    def _growth_of(self, group: UnitGroup) -> GrowthSample | None:
+        return self._recorders[group.name].sample() if group.name in self._recorders else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -471,6 +494,7 @@ class Tracker:
             "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
             "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
             "crossings": {name: crossing.state() for name, crossing in self._crossings.items()},
+            "growth": {k: recorder.state() for k, recorder in self._recorders.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -501,6 +525,8 @@ class Tracker:
                 self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
         for name, crossing in self._crossings.items():
             crossing.load(state["crossings"][name])
+        for name, recorder in self._recorders.items():
+            recorder.load(state.get("growth", {}).get(name, []))
 
 
 def _shapes(layer: nn.Module) -> list[torch.Size]:
@@ -509,6 +535,12 @@ def _shapes(layer: nn.Module) -> list[torch.Size]:
 
 def _listed(shapes: list[torch.Size]) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def _recorders(graph: Graph) -> dict[str, Recorder]:
+    examples = Examples()
+    able = sorted((group for group in graph if not why_not_sampled(group)), key=lambda group: group.first)
+    return {group.name: Recorder(group, examples, first=group is able[0]) for group in able}
 
 
 def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:

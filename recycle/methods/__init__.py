@@ -36,6 +36,7 @@ from recycle.methods.replay import Replay
 from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
 from recycle.methods.selection import Units
+from recycle.methods.senn import SelfExpanding
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
@@ -106,6 +107,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "gradmax": GradMax,
     "tiny": Tiny,
     "firefly": Firefly,
+    "senn": SelfExpanding,
 }
 """The built-in methods by their names on the command line."""
 

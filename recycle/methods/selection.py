@@ -39,6 +39,12 @@ class Units(Protocol):
     def homogeneous(self) -> bool: ...  # noqa: D102
     @property
     def why_not_foldable(self) -> str: ...  # noqa: D102
+    @property
+    def exact(self) -> bool: ...  # noqa: D102
+    @property
+    def why(self) -> str: ...  # noqa: D102
+    @property
+    def why_fixed(self) -> str: ...  # noqa: D102
 
 
 class Resizable(Units, Protocol):

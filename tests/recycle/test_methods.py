@@ -34,6 +34,7 @@ from recycle.methods.regrama import ReGraMa
 from recycle.methods.replay import Replay
 from recycle.methods.revive import Revive
 from recycle.methods.s2d import SteepestDescent
+from recycle.methods.senn import SelfExpanding
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
@@ -113,6 +114,7 @@ def test_the_built_in_methods() -> None:
         "replay": Replay,
         "plasticity_injection": PlasticityInjection,
         "grow": Growth,
+        "senn": SelfExpanding,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 

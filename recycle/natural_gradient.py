@@ -1,0 +1,263 @@
+"""What a new unit would be worth, by the natural gradient (Mitchell et al. 2023, arXiv 2307.04526).
+
+A network with gradient g and Fisher matrix F can lower its loss by about g'F^-1 g / 2; new units raise that score, even
+while their outgoing weights are zero. Of one layer F is taken as A (x) S (K-FAC, Martens & Grosse 2015): A the second
+moments of what it reads, S those of the gradient at its outputs. Then the score is the part of the gradient, in the
+metric of S, that a linear map of what the layer reads explains, and the gain of new units what they explain beyond.
+
+S from the gradients of the loss themselves is the *empirical* Fisher matrix; scores then do not depend on the scale of
+the loss, and are at most the number of outputs. The *true* one takes gradients of log-likelihoods of outputs that the
+network samples (actions of the policy, labels); scores are then in nats. Functions take either as ``curvature``.
+
+All tensors are rows of examples; means are over rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recycle.activations import Activation
+
+_RANK = 1e-6
+"""Singular values below this part of the largest are rounding errors of single precision."""
+
+
+def precision(curvature: Tensor, damping: float = 0.1) -> Tensor:
+    """The pseudo-inverse of S + damping * mean(diag S), ``(outputs, outputs)``, of gradients ``(rows, outputs)``."""
+    second = curvature.T @ curvature / len(curvature)
+    damped = second + damping * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
+    inverse: Tensor = torch.linalg.pinv(damped, rtol=_RANK**2, hermitian=True)
+    return inverse
+
+
+def unexplained(features: Tensor, gradients: Tensor) -> Tensor:
+    """r - E[r h'] A^+ h: what no linear map of ``features`` h explains of gradients r; orthogonal to all features."""
+    basis = _basis(features)
+    return gradients - basis @ (basis.T @ gradients)
+
+
+def score(features: Tensor, gradients: Tensor, inverse: Tensor) -> float:
+    """eta = tr(G' A^+ G S^+) of the layer that reads ``features``, G = E[h g'].
+
+    Args:
+        features: ``(rows, features)``, with a column of ones where the layer has a bias.
+        gradients: of the loss at its outputs, ``(rows, outputs)``.
+        inverse: S^+, from :func:`precision`.
+    """
+    explained = _basis(features).T @ gradients
+    return float(((explained @ inverse) * explained).sum()) / len(features)
+
+
+def energy(gradients: Tensor, inverse: Tensor) -> float:
+    """E[g' S^+ g]: the score of a layer whose features explain the whole gradient."""
+    return float(((gradients @ inverse) * gradients).sum()) / len(gradients)
+
+
+def gain(block: Tensor, residual: Tensor, inverse: Tensor) -> float:
+    """tr(C' A_p^+ C S^+) of new units together, C = E[a r']: a lower bound of how much they raise the layer's score.
+
+    The bound is tight where the units are orthogonal to what there is. Literature: d_eta' of the paper.
+
+    Args:
+        block: activations of the units, ``(rows, units)``.
+        residual: from :func:`unexplained`, ``(rows, outputs)``.
+        inverse: S^+, from :func:`precision`.
+    """
+    return score(block, residual, inverse)
+
+
+def gains(units: Tensor, residual: Tensor, inverse: Tensor) -> Tensor:
+    """The :func:`gain` of each unit alone, ``(units,)``; differentiable, 0 for one that is always zero."""
+    moments = units.T @ residual / len(units)
+    power = units.square().mean(0)
+    return ((moments @ inverse) * moments).sum(1) / torch.where(power > 0, power, 1.0)
+
+
+def outgoing(block: Tensor, residual: Tensor, inverse: Tensor) -> Tensor:
+    """A_p^+ C S^+: the outgoing weights, ``(units, outputs)``, along which the loss rises most for its curvature."""
+    weights: Tensor = torch.linalg.pinv(block, rtol=_RANK) @ residual @ inverse
+    return weights
+
+
+def held_out_gains(block: Tensor, residual: Tensor, weights: Tensor, curvature: Tensor) -> Tensor:
+    """What ``weights`` (see :func:`outgoing`), found on other rows, are worth on each of these, ``(rows,)``.
+
+    Their mean is 2 <V, C> - <V, F V>: on the rows on which the weights were found, the gain. On others it is negative
+    if what was found there was chance, while a gain measured anew is about outputs / rows even then, and the largest of
+    many is more.
+
+    Args:
+        block: activations of the units, ``(rows, units)``.
+        residual: of these rows, ``(rows, outputs)``.
+        weights: ``(units, outputs)``.
+        curvature: the damped S, ``(outputs, outputs)``.
+    """
+    moved = block @ weights
+    return (2 * moved * residual - (moved @ curvature) * moved).sum(1)
+
+
+def ascended(
+    inputs: Tensor,
+    residual: Tensor,
+    inverse: Tensor,
+    activation: Activation,
+    *,
+    biased: bool,
+    proposals: int = 32,
+    steps: int = 60,
+    rate: float = 0.05,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Incoming weights of units with a large gain: random ones, each improved by Adam on the log of its gain.
+
+    The weights are those of standardised inputs while they move, so that the scale of the inputs says nothing.
+
+    Args:
+        inputs: what the units would read, ``(rows, fan_in)``, with a last column of ones if ``biased``.
+        residual: from :func:`unexplained`, ``(rows, outputs)``.
+        inverse: S^+, from :func:`precision`.
+        activation: of the units.
+        biased: whether the layer has a bias.
+        proposals: how many.
+        steps: of Adam.
+        rate: of Adam.
+        generator: source of randomness.
+
+    Returns:
+        ``(proposals, fan_in)``, the unit of the largest gain first.
+    """
+    mean = inputs.mean(0) if biased else torch.zeros_like(inputs[0])
+    spread = (inputs - mean).square().mean(0).sqrt()
+    used = spread > 1e-9 * spread.max()
+    scale = torch.where(used, 1 / torch.where(used, spread, 1.0), 0.0)
+    standard = (inputs - mean) * scale
+    size = max(1, int(used.sum()))
+    weights = torch.randn(proposals, inputs.shape[1], generator=generator, dtype=inputs.dtype) / math.sqrt(size)
+    if biased:
+        standard[:, -1] = 1.0
+        weights[:, -1] *= math.sqrt(size)
+    weights.requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=rate)
+    with torch.enable_grad():
+        for _ in range(steps):
+            found = gains(activation(standard @ weights.T), residual, inverse)
+            (gradient,) = torch.autograd.grad(-(found.clamp_min(1e-30).log()).sum(), weights)
+            weights.grad = gradient
+            optimizer.step()
+    rows = weights.detach()
+    order = gains(activation(standard @ rows.T), residual, inverse).argsort(descending=True, stable=True)
+    if not biased:
+        return rows[order] * scale
+    back = rows * scale
+    back[:, -1] = rows[:, -1] - back[:, :-1] @ mean[:-1]
+    return back[order]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An extension of a network, and what it is worth on rows on which it was not found."""
+
+    gain: float
+    """Held-out gain of the natural-gradient score."""
+    current: float
+    """Score of the layer that would read it."""
+    energy: float
+    """Score of a layer that explains the whole gradient."""
+    cost: float = 1.0
+    """What it costs beside a unit: SENN divides the gain of a new layer by 20."""
+    rows: Tensor | None = None
+    """Incoming weights of a new unit, ``(fan_in,)``; None for an extension of another kind."""
+    error: float = 0.0
+    """Standard error of the gain."""
+
+    @property
+    def relative(self) -> float:
+        """Gain over cost and current score; infinite where nothing is left to gain without it."""
+        worth = self.gain / self.cost
+        return worth / self.current if self.current > 0 else math.copysign(math.inf, worth)
+
+    @property
+    def absolute(self) -> float:
+        """Gain over cost and the whole energy: the part of the gradient that it explains."""
+        return self.gain / self.cost / self.energy if self.energy > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class ExpansionTest:
+    """When an extension is worth it: its relative and its absolute gain are above thresholds, and not by chance."""
+
+    relative: float = 0.03
+    absolute: float = 0.0025
+    certainty: float = 1.0
+    """Standard errors by which the gain is above zero: without them a test now and then passes by chance."""
+
+    def passed(self, proposal: Proposal) -> bool:
+        """Whether to expand."""
+        sure = proposal.gain > self.certainty * proposal.error
+        return sure and proposal.relative > self.relative and proposal.absolute > self.absolute
+
+
+def widening(
+    inputs: Tensor,
+    features: Tensor,
+    gradients: Tensor,
+    activation: Activation,
+    *,
+    biased: bool,
+    damping: float = 0.1,
+    proposals: int = 32,
+    steps: int = 60,
+    generator: torch.Generator | None = None,
+) -> Proposal:
+    """The best new unit that the rows give, and what one found on a half of them is worth on the other half.
+
+    Both halves are searched and judged by the other one, so that no choice among many makes a unit look better than it
+    is; the unit proposed is that of a third search, over all rows.
+
+    Args:
+        inputs: what the unit would read, ``(rows, fan_in)``, with a last column of ones if ``biased``.
+        features: all that the next layer reads already, ``(rows, features)``, with a column of ones for its bias.
+        gradients: of the loss at that layer's outputs, ``(rows, outputs)``: the empirical Fisher matrix is used.
+        activation: of the unit.
+        biased: whether the unit has a bias.
+        damping: of S, see :func:`precision`.
+        proposals: random units to begin with.
+        steps: by which each is improved.
+        generator: source of randomness.
+    """
+
+    def found(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The unit of the largest gain on some rows, and its outgoing weights."""
+        residual, inverse = unexplained(features[rows], gradients[rows]), precision(gradients[rows], damping)
+        unit = ascended(inputs[rows], residual, inverse, activation, biased=biased, proposals=proposals, steps=steps,
+                        generator=generator)[:1]  # fmt: skip
+        return unit, outgoing(activation(inputs[rows] @ unit.T), residual, inverse)
+
+    order = torch.randperm(len(inputs), generator=generator)
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    whole = precision(gradients, damping)
+    curvature: Tensor = torch.linalg.pinv(whole, hermitian=True)
+    each = []
+    for fit, held in (halves, halves[::-1]):
+        unit, weights = found(fit)
+        residual = unexplained(features[held], gradients[held])
+        each.append(held_out_gains(activation(inputs[held] @ unit.T), residual, weights, curvature))
+    worth = torch.cat(each)
+    return Proposal(
+        gain=float(worth.mean()),
+        error=float(worth.std()) / math.sqrt(len(worth)),
+        current=score(features, gradients, whole),
+        energy=energy(gradients, whole),
+        rows=found(order)[0][0],
+    )
+
+
+def _basis(features: Tensor) -> Tensor:
+    """An orthonormal basis of what the features span over the rows, ``(rows, rank)``."""
+    left: Tensor
+    left, values, _ = torch.linalg.svd(features, full_matrices=False)
+    return left[:, values > _RANK * values.max()] if features.shape[1] else left
