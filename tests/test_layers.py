@@ -36,6 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.edits",
             "recycle.fresh",
             "recycle.interventions",
+            "recycle.inserted",
         }
     ),
     frozenset(
@@ -48,6 +49,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.layers",
             "recycle.anchor",
             "recycle.injection",
+            "recycle.deepening",
             "recycle.jumps",
         }
     ),

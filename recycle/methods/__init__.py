@@ -22,6 +22,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
@@ -90,6 +91,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "layer_reset": LayerReset,
     "replay": Replay,
     "plasticity_injection": PlasticityInjection,
+    "net2deeper": Net2Deeper,
 }
 """The built-in methods by their names on the command line."""
 

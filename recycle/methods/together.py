@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recycle.methods.l2_init import L2Init
 from recycle.methods.monitor import Monitor
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.plasticity_injection import PlasticityInjection
 
 
@@ -32,6 +34,11 @@ def check_together(methods: Sequence[Any]) -> None:
         raise ValueError(
             f"plasticity_injection freezes weights, and {', '.join(others)} would change them. "
             "Pass it alone, or with monitor"
+        )
+    if any(isinstance(m, Net2Deeper) for m in methods) and any(isinstance(m, L2Init) for m in methods):
+        raise ValueError(
+            "l2_init draws layers to where they began, and net2deeper's begin later, under paths that others had. "
+            "Pass one of them"
         )
     editors = [type(method).__name__ for method in methods if edits_units(method)]
     if len(editors) > 1:
