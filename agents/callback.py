@@ -23,6 +23,7 @@ from stable_baselines3.common.utils import safe_mean
 from torch import nn
 
 import recycle
+from agents.deepened import remember_depth
 from agents.elastic import remember_widths
 from agents.injected import remember_injection
 from agents.layered import CReLU
@@ -282,19 +283,30 @@ class RecycleCallback(BaseCallback):
 
     def _step(self) -> dict[str, Report]:
         """Edit all networks. Ctrl-C may come between two of their layers: what was resized by then can be saved."""
-        before = self._widths()
+        before = self._shapes()
+        deep = {name: len(recycler.insertions) for name, recycler in self.recyclers.items()}
         try:
             return {name: recycler.step() for name, recycler in self.recyclers.items()}
         except BaseException:
             self._owner = None  # half of the books are of before: the next learn() begins anew
             raise
         finally:
-            now = self._widths()
-            if any(now[group] != before[group] for group in now.keys() & before.keys()):  # injection makes new ones
+            now = self._shapes()
+            if any(len(recycler.insertions) > deep[name] for name, recycler in self.recyclers.items()):
+                made = {name: r.insertions[deep[name] :] for name, r in self.recyclers.items()}
+                remember_depth(self.model, [(self._networks[name], each) for name in made for each in made[name]])
+            elif any(now[held] != before[held] for held in now.keys() & before.keys()):  # injection makes new ones
                 remember_widths(self.model)
 
-    def _widths(self) -> dict[tuple[str, str], int]:
-        return {(name, group.name): group.width for name, r in self.recyclers.items() for group in r.graph}
+    def _shapes(self) -> dict[tuple[int, str], torch.Size]:
+        """Of everything that makes units, by the layer that holds it: insertions change paths."""
+        found = {}
+        for recycler in self.recyclers.values():
+            for group in recycler.graph:
+                for axis in group.incoming:
+                    owner, _, leaf = axis.name.rpartition(".")
+                    found[id(group.module.get_submodule(owner)), leaf] = group.tensor(axis.name).shape
+        return found
 
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)

@@ -43,7 +43,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
     _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
     base = model.policy_kwargs.get("base_class", model.policy_class)
-    arch = None if "layered_on" in model.policy_kwargs else _net_arch(model.policy)  # a CReLU's widths are halved
+    arch = _net_arch(model)
     if arch is not None:
         _tell_policy(model.policy, arch)
         kwargs["net_arch"] = arch
@@ -78,6 +78,14 @@ def load_policy(kind: type[BasePolicy], path: str | Path, device: torch.device |
     return policy.to(device)
 
 
+def said_by_net_arch(model: BaseAlgorithm) -> bool:
+    """Whether loading would build the very layers that the policy has now, were ``net_arch`` what it is now."""
+    arch = _net_arch(model)
+    kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
+    base = model.policy_kwargs.get("base_class", model.policy_class)
+    return arch is not None and str(_built(model, base, {**kwargs, "net_arch": arch})) == str(model.policy)
+
+
 def _find_statistics(model: BaseAlgorithm) -> None:
     """Off-policy models keep views of their BatchNorm statistics, which a resize leaves with the old tensors."""
     for prefix, name in (
@@ -93,8 +101,11 @@ def _find_statistics(model: BaseAlgorithm) -> None:
                 setattr(model, kept, get_parameters_by_name(network, ["running_"]))
 
 
-def _net_arch(policy: nn.Module) -> Any:
-    """The policy's hidden widths as SB3's ``net_arch``, or None where it has no such stack."""
+def _net_arch(model: BaseAlgorithm) -> Any:
+    """The policy's hidden widths as SB3's ``net_arch``, or None where that cannot say them."""
+    policy = model.policy
+    if {"layered_on", "deepened_on"} & model.policy_kwargs.keys():  # a CReLU's widths are halved; layers came later
+        return None
     found: dict[str, list[int]] = {}
     for path, (key, head) in _STACKS.items():
         try:

@@ -24,6 +24,16 @@ class Layers(Protocol):
         """Whether plasticity has been injected already."""
         ...
 
+    @property
+    def gaps(self) -> Sequence[str]:
+        """Paths of the hidden layers behind which there is a place for another one, in forward order."""
+        ...
+
+    @property
+    def deepened(self) -> int:
+        """How often layers have been inserted already."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shrink:
@@ -71,4 +81,35 @@ class Inject:
     """None: it chooses the heads itself."""
 
 
-Intervention: TypeAlias = Shrink | Renew | Inject
+@dataclass(frozen=True)
+class Deepen:
+    """Insert a hidden layer behind each of these, without changing the output, see :func:`recycle.deepen`.
+
+    Args:
+        layers: paths of Linear layers or convolutions, as they are called before the edit.
+        kind: what the new layer of n units is.
+
+            - ``"identity"``: ``s(I h + 0)`` (Net2Net). Exact where ``s(s(x)) = s(x)``: ReLU, ReLU6, hardtanh; behind
+              a PReLU the new one begins with slope 1. A convolution's kernel is Dirac's.
+            - ``"pair"``: ``[I, -I] relu([I; -I] h)``, 2n units, for signals of both signs.
+            - ``"blend"``: ``(1 - p) h + p s(I h + 0)`` with a learned ``p`` for each unit that begins at 0, for any
+              ``s``.
+            - ``"residual"``: ``h + V s(U h + c)`` with ``V = 0`` and ``U`` as the network initialises, for any ``s``.
+        activation: name of a class in ``torch.nn`` for ``s``; None: the activation that stands before the gap, or a
+            ReLU where that is no module of its own. A pair has ReLUs.
+        kernel: size of a new convolution's kernel, odd.
+        batch_norm: normalise before ``s``. The gain and the shift begin as what undoes it on the traced calls; in
+            training mode, where each batch is another, only a residual branch is exact.
+    """
+
+    layers: Sequence[str]
+    kind: Literal["identity", "pair", "blend", "residual"] = field(default="identity", kw_only=True)
+    activation: str | None = field(default=None, kw_only=True)
+    kernel: int = field(default=3, kw_only=True)
+    batch_norm: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
+
+
+Intervention: TypeAlias = Shrink | Renew | Inject | Deepen

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recycle.deepening import gaps_of
 from recycle.fresh import Init, fresh_layer, knows_its_beginning
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup, tensor_at
 from recycle.injected import is_injected
@@ -23,10 +24,12 @@ class NetworkLayers:
 
     depth: dict[str, int]
     injected: bool = False
+    gaps: tuple[str, ...] = ()
+    deepened: int = 0
 
 
-def layers_of(graph: Graph) -> NetworkLayers:
-    """The layers of a traced network that can be intervened on.
+def layers_of(graph: Graph, deepened: int = 0) -> NetworkLayers:
+    """The layers of a traced network that can be intervened on; ``deepened``: how often some were inserted already.
 
     An output layer is one that produces no unit of a group, unless it was frozen for a reason of its own. A layer
     whose groups were excluded from the graph is left out.
@@ -48,7 +51,7 @@ def layers_of(graph: Graph) -> NetworkLayers:
         far += 1
         depth |= dict.fromkeys(found, far)
     known = {p: far for p, far in depth.items() if knows_its_beginning(graph.module.get_submodule(p))}
-    return NetworkLayers(known, injected=is_injected(graph.module))
+    return NetworkLayers(known, is_injected(graph.module), tuple(gaps_of(graph)), deepened)
 
 
 def _every_group(graph: Graph) -> list[UnitGroup]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adagrad, Optimizer
 
 from recycle.graph import NotRecyclable
 
@@ -69,3 +69,42 @@ def _fresh(optimizer: Optimizer, key: str, group: dict[str, Any]) -> float:
     if key == "step_size":
         return float(group["lr"])
     return 0.0
+
+
+def add_beside(
+    optimizer: Optimizer,
+    born: Sequence[nn.Parameter],
+    neighbours: Sequence[nn.Parameter],
+    order: Sequence[nn.Parameter],
+    undo: list[Callable[[], None]],
+) -> None:
+    """Let an optimizer hold newborn parameters, in the group that holds the first of ``neighbours`` that it knows.
+
+    They take the places in it that they have among ``order``, as if it had been built with them: its state dict
+    names parameters by their places. Their state is fresh. An optimizer that knows no neighbour is left alone.
+    ``undo`` gets what takes it back.
+    """
+    home = next((g for n in neighbours for g in optimizer.param_groups if any(p is n for p in g["params"])), None)
+    if home is None:
+        return
+    before = list(home["params"])
+    undo.append(lambda: home.update(params=before))
+    places = {id(parameter): place for place, parameter in enumerate(order)}
+    params = list(before)
+    for parameter in born:
+        known = [i for i, held in enumerate(params) if id(held) in places]
+        earlier = [i for i in known if places[id(params[i])] < places[id(parameter)]]
+        params.insert(earlier[-1] + 1 if earlier else known[0], parameter)
+    home["params"] = params
+    if isinstance(optimizer, Adagrad):  # the others begin a parameter's state at its first step
+        options = {key: value for key, value in home.items() if key != "params"}
+        for parameter in born:
+            optimizer.state[parameter] = Adagrad([{**options, "params": [parameter]}]).state[parameter]
+            undo.append(_forget(optimizer, parameter))
+
+
+def _forget(optimizer: Optimizer, parameter: nn.Parameter) -> Callable[[], None]:
+    def step() -> None:
+        optimizer.state.pop(parameter, None)
+
+    return step

@@ -205,6 +205,27 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
         return True
 
 
+def prove_unchanged(
+    edit: Callable[[], None], groups: Sequence[UnitGroup], module: nn.Module, calls: Sequence[Call]
+) -> str:
+    """Make an edit that must change no output, and say by how much it does on parameters of any sign and size, or "".
+
+    It is made while the parameters of ``module`` are random, so it must not look at them, and is not undone.
+    """
+    calls = _repeatable(module, calls)
+    own = outputs(calls)
+    with _randomised(groups, module, bent=True), _Plain():
+        reference = outputs(calls)
+        edit()
+        now = outputs(calls)
+        change, allowed = difference(reference, now), tolerance(reference)
+    if isinstance(now, str):
+        return now
+    if change <= allowed:
+        change, allowed = difference(own, outputs(calls)), tolerance(own)
+    return "" if change <= allowed else f"the output would change by {change:.1e} (at most {allowed:.1e})"
+
+
 def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) -> str:
     """Why units can be neither removed nor added, or "" after doing both and undoing it.
 

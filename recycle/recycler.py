@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 
 from recycle import metrics
 from recycle.anchor import Anchor
+from recycle.deepening import Insertion, deepen
 from recycle.edits import Edit, Fold, Grow, Prune, Reset, Split, kept, renumbered, resizes
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.injection import inject
-from recycle.interventions import Inject, Intervention, Renew
+from recycle.interventions import Deepen, Inject, Intervention, Renew
 from recycle.jumps import Jumps
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
@@ -107,19 +108,13 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        needs = self.needs
-        self.tracker = Tracker(
-            graph,
-            optimizers=optimizers,
-            sample_every=sample_every,
-            firing="silence" in needs or "rarity" in needs,
-            sample="sample" in needs,
-            inputs="inputs" in needs,
-            junction="junction" in needs,
-            growth="growth" in needs,
-        )
+        self.tracker = self._watching(sample_every)
         self.loss = loss
         self.certify = certify
+        self.insertions: list[Insertion] = []
+        """The hidden layers that this recycler has inserted, in order."""
+        self.deepened = 0
+        """Events at which hidden layers were inserted, those before a :meth:`load_state_dict` included."""
         self.events = 0
         self._windows = 0  # ended: a look that keeps its window brings no cooldown nearer to its end
         self._open_books()
@@ -132,6 +127,19 @@ class Recycler:
             raise ValueError("a probe counts updates by optimizer steps: pass optimizers=[...]")
         self._jumps = None if probe is None else Jumps(graph.module, probe)
         self._jump_handles: list[Any] = []
+
+    def _watching(self, sample_every: int) -> Tracker:
+        needs = self.needs
+        return Tracker(
+            self.graph,
+            optimizers=self.optimizers,
+            sample_every=sample_every,
+            firing="silence" in needs or "rarity" in needs,
+            sample="sample" in needs,
+            inputs="inputs" in needs,
+            junction="junction" in needs,
+            growth="growth" in needs,
+        )
 
     def _open_books(self) -> None:
         self._recycled_at = {g.name: torch.full((g.width,), -1, dtype=torch.long) for g in self.graph}
@@ -308,7 +316,7 @@ class Recycler:
         notes = []
         taken: set[str] = set()
         for method in methods:
-            for wanted in method.on_networks([layers_of(self.graph)], stats):
+            for wanted in method.on_networks([layers_of(self.graph, self.deepened)], stats):
                 twice = sorted(taken & set(wanted.layers))
                 if twice:
                     notes.append(f"{type(wanted).__name__} of {', '.join(twice)}: changed at this event already")
@@ -324,29 +332,45 @@ class Recycler:
 
     def _change_layers(self, wanted: Intervention) -> None:
         how: dict[str, Any] = {"optimizers": self.optimizers, "generator": self.generator, "init": self.init}
-        if not isinstance(wanted, Inject):
+        if not isinstance(wanted, (Inject, Deepen)):
             intervene(wanted, self.graph, targets=self.targets, **how)
             return
         if self.graph.again is None:
-            raise NotRecyclable("an injected network must be traced again: pass what recycle.trace returned")
+            raise NotRecyclable("a network with other layers must be traced again: pass what recycle.trace returned")
+        names = {group.tensor(axis.name): group.name for group in self.graph for axis in group.incoming}
+        others = set(self.graph.module.parameters()) - names.keys()
         attached = self.tracker.attached
-        self.tracker.detach()  # its hooks stand on the layers that go
+        self.tracker.detach()  # its hooks may stand on layers that go
         try:
-            inject(self.graph, targets=[module for module, _ in self.targets], **how)
-            self._begin_anew(self.graph.again())
+            if isinstance(wanted, Inject):
+                inject(self.graph, targets=[module for module, _ in self.targets], **how)
+            else:
+                self.insertions += deepen(wanted, self.graph, targets=[module for module, _ in self.targets], **how)
+                self.deepened += 1
+            self._begin_anew(self.graph.again(), names, others)
         finally:
             if attached:
                 self.tracker.attach()
 
-    def _begin_anew(self, found: Graph) -> None:
-        """Watch the groups of a network whose layers are others now: those watched before, and the new head's."""
-        before = {group.name for group in self.graph}
-        kept = [group.name for group in found if group.name.replace(".new", "") in before]
-        steps = self.tracker.state_dict()
-        self.graph = found.select(kept)
-        self.tracker = Tracker(self.graph, optimizers=self.optimizers, sample_every=self.tracker.sample_every)
-        self.tracker.count_on(steps)
+    def _begin_anew(self, found: Graph, names: Mapping[Tensor, str], others: Collection[Tensor]) -> None:
+        """Watch the groups of a network whose layers are others now: those watched before, and those that are new.
+
+        ``names``: what the groups watched before were called, by their tensors; ``others``: parameters of no such
+        group.
+        """
+        owned = {group.name: [group.tensor(axis.name) for axis in group.incoming] for group in found}
+        self.graph = found.select([name for name, tensors in owned.items() if not any(t in others for t in tensors)])
+        before = self.tracker
+        self.tracker = self._watching(before.sample_every)
+        self.tracker.count_on(before.state_dict())
+        books = self._recycled_at, self._newborn, self._parent
         self._open_books()
+        for group in self.graph:
+            old = next((names[tensor] for tensor in owned[group.name] if tensor in names), None)
+            if old is not None and len(before.born[old]) == group.width:
+                self.tracker.born[group.name] = before.born[old]
+                for now, then in zip((self._recycled_at, self._newborn, self._parent), books, strict=True):
+                    now[group.name] = then[old]
 
     def _renewed(self, interventions: Sequence[Intervention]) -> list[str]:
         """Groups whose layers begin anew, and with them their units' ages."""
@@ -555,6 +579,7 @@ class Recycler:
         return {
             "events": self.events,
             "windows": self._windows,
+            "deepened": self.deepened,
             "tracker": self.tracker.state_dict(),
             "recycled_at": {k: v.clone() for k, v in self._recycled_at.items()},
             "newborn": {k: v.clone() for k, v in self._newborn.items()},
@@ -576,6 +601,7 @@ class Recycler:
         """
         self.tracker.load_state_dict(state["tracker"])
         self.events, self._windows = int(state["events"]), int(state["windows"])
+        self.deepened = int(state.get("deepened", 0))
         self._recycled_at = {k: v.clone() for k, v in state["recycled_at"].items()}
         self._newborn = {k: v.clone() for k, v in state["newborn"].items()}
         self._parent = {k: v.clone() for k, v in state["parent"].items()}

@@ -37,6 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.edits",
             "recycle.fresh",
             "recycle.interventions",
+            "recycle.inserted",
         }
     ),
     frozenset(
@@ -49,6 +50,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.layers",
             "recycle.anchor",
             "recycle.injection",
+            "recycle.deepening",
             "recycle.jumps",
             "recycle.nursery",
             "recycle.trial",

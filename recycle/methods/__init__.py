@@ -26,6 +26,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.near_zero import NearZero
 from recycle.methods.net2wider import Net2Wider
 from recycle.methods.plasticity_injection import PlasticityInjection
@@ -108,6 +109,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "tiny": Tiny,
     "firefly": Firefly,
     "senn": SelfExpanding,
+    "net2deeper": Net2Deeper,
 }
 """The built-in methods by their names on the command line."""
 

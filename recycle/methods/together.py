@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from recycle.methods.grow import Growth
+from recycle.methods.l2_init import L2Init
 from recycle.methods.monitor import Monitor
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.plasticity_injection import PlasticityInjection
 
 
@@ -50,6 +52,11 @@ def check_together(methods: Sequence[Any]) -> None:
     if growth is not None and growth.by is None and others:
         name = type(others[0]).__name__
         raise ValueError(f"to grow by what {name} proposes, pass Growth({name}()) in place of the two")
+    if any(isinstance(m, Net2Deeper) for m in methods) and any(isinstance(m, L2Init) for m in methods):
+        raise ValueError(
+            "l2_init draws layers to where they began, and net2deeper's begin later, under paths that others had. "
+            "Pass one of them"
+        )
     editors = [type(method).__name__ for method in methods if edits_units(method)]
     if len(editors) > 1:
         raise ValueError(
