@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from recycle.jumps import Jumps
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
+from recycle.mistakes import mistakes_of
 from recycle.names import did_you_mean
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
@@ -234,7 +236,8 @@ class Recycler:
         certified = self._certified()
         updates = self.tracker.updates
         for group in self.graph:
-            stats = all_stats[group.name] = self.tracker.stats(group, self.generator, self.events + 1)
+            stats = self._with_mistakes(group, self.tracker.stats(group, self.generator, self.events + 1))
+            all_stats[group.name] = stats
             note = self._why_not(group, stats)
             seen = self._report(group, stats, note, certified)
             made: list[Edit] = []
@@ -256,6 +259,14 @@ class Recycler:
         if self._jumps is not None and not keep_window:
             jumps = self._jumps.after_event() | jumps
         return Report(self.events, groups, tuple(edits), tuple(interventions), note, jumps)
+
+    def _with_mistakes(self, group: UnitGroup, stats: Stats) -> Stats:
+        """The same statistics with the means to see where the network is wrong, for a method that knows examples."""
+        for method in self.methods:
+            examples = getattr(method, "examples", None)
+            if examples is not None and "mistakes" in method.needs:
+                return replace(stats, mistakes=partial(mistakes_of, group, examples))
+        return stats
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
         """What the methods for whole networks ask for, each all or none."""

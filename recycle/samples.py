@@ -46,7 +46,7 @@ def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, 
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
     ):
-        x = _patches(layer, inputs.double().cpu())
+        x = patches(layer, inputs.double().cpu())
         axis = 1
     else:
         return None
@@ -57,8 +57,11 @@ def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, 
     return Sample(x[::thin], z, g)
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What the kernel meets at each position, in the order of its weights: ``(samples * positions, fan_in)``."""
+def patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """What the kernel meets at each position, in the order of its weights: ``(samples * positions, fan_in)``.
+
+    Of a convolution in one group that pads with zeros.
+    """
     axes, padding = len(layer.kernel_size), layer.padding
     assert not isinstance(padding, str)
     x = F.pad(x, [p for p in reversed(padding) for _ in range(2)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.folding import Mistakes
 from recycle.samples import Sample
 
 _KEPT = 256
@@ -72,6 +73,9 @@ class Stats:
     """What the layers that make the units read on the latest sampled pass, by the name of their weight, on the CPU:
     ``(values, features)``, for a convolution ``(samples, channels, ...)``; a part of it, spread over the whole batch.
     Weights whose input no hook sees are missing; None where no method asked for it."""
+    mistakes: Callable[[], Mistakes] | None = None
+    """Finds out where the network is wrong, by the examples that a method was built with; None where none asked. May
+    raise :class:`recycle.NotRecyclable`."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

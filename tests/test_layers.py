@@ -21,6 +21,8 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.elementwise",
             "recycle.products",
             "recycle.births",
+            "recycle.clusters",
+            "recycle.folding",
             "recycle.optimizers",
             "recycle.stats",
             "recycle.samples",
@@ -49,6 +51,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.anchor",
             "recycle.injection",
             "recycle.jumps",
+            "recycle.mistakes",
         }
     ),
     frozenset({"recycle.methods", "recycle.report"}),

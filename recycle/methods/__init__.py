@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from recycle.edits import Edit
 from recycle.interventions import Intervention, Layers
 from recycle.methods.cbp import ContinualBackprop
+from recycle.methods.folding import Folding
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
@@ -90,6 +91,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "layer_reset": LayerReset,
     "replay": Replay,
     "plasticity_injection": PlasticityInjection,
+    "folding": Folding,
 }
 """The built-in methods by their names on the command line."""
 

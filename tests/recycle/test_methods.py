@@ -21,6 +21,7 @@ from recycle.edits import describe
 from recycle.firing import Firing
 from recycle.methods import METHODS, find
 from recycle.methods.cbp import ContinualBackprop
+from recycle.methods.folding import Folding
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
@@ -111,6 +112,7 @@ def test_the_built_in_methods() -> None:
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
         "replay": Replay,
         "plasticity_injection": PlasticityInjection,
+        "folding": Folding,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
