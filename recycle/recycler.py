@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +26,7 @@ from recycle.jumps import Jumps
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
+from recycle.mistakes import mistakes_of
 from recycle.names import did_you_mean
 from recycle.nursery import answers_of
 from recycle.proof import difference, tolerance
@@ -291,7 +293,8 @@ class Recycler:
 
     def _stats(self, group: UnitGroup) -> Stats:
         recorded = {name: float(total) / count for name, (count, total) in self._recorded.items()}
-        return self.tracker.stats(group, self.generator, self.events + 1, recorded)
+        stats = self.tracker.stats(group, self.generator, self.events + 1, recorded)
+        return self._with_mistakes(group, stats)
 
     def _in_order(self) -> list[UnitGroup]:
         """The groups in the order in which to edit them: a method that chooses among them looks at all first."""
@@ -302,6 +305,14 @@ class Recycler:
                 seen = {name: stats for name, (group, stats) in every.items() if not self._why_not(group, stats)}
                 groups = [self.graph[name] for name in method.survey(groups, seen)]
         return groups
+
+    def _with_mistakes(self, group: UnitGroup, stats: Stats) -> Stats:
+        """The same statistics with the means to see where the network is wrong, for a method that knows examples."""
+        for method in self.methods:
+            examples = getattr(method, "examples", None)
+            if examples is not None and "mistakes" in method.needs:
+                return replace(stats, mistakes=partial(mistakes_of, group, examples))
+        return stats
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
         """What the methods for whole networks ask for, each all or none."""

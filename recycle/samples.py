@@ -58,7 +58,10 @@ def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, 
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What the kernel meets at each position, in the order of its weights: ``(samples * positions, fan_in)``."""
+    """What the kernel meets at each position, in the order of its weights: ``(samples * positions, fan_in)``.
+
+    Of a convolution in one group that pads with zeros.
+    """
     axes, padding = len(layer.kernel_size), layer.padding
     assert not isinstance(padding, str)
     x = F.pad(x, [p for p in reversed(padding) for _ in range(2)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recycle.firing import Firing
+from recycle.folding import Mistakes
 from recycle.growth_sample import GrowthSample
 from recycle.junction import Junction
 from recycle.samples import Sample
@@ -86,6 +87,9 @@ class Stats:
     growth: GrowthSample | None = None
     """Rows that say what a new unit would be worth. None where no method asked for them, where no gradient has come
     yet, or where the units are not made and read by Linear layers alone."""
+    mistakes: Callable[[], Mistakes] | None = None
+    """Finds out where the network is wrong, by the examples that a method was built with; None where none asked. May
+    raise :class:`recycle.NotRecyclable`."""
     generator: torch.Generator | None = None
     """Source of randomness for methods that draw."""
 

@@ -321,6 +321,7 @@ class Tracker:
     def _watch_crossing(self, keep: Callable[..., None], layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(keep) and output.requires_grad and inputs and output.dim() > 1:
             keep(inputs[0], output)
+
     def _watch_growth(self, recorder: Recorder, layer: nn.Module, inputs: Any, output: Any) -> None:
         counts = self._counts(layer, output) and self._due(recorder) and output.requires_grad and inputs
         recorder.begin(inputs[0] if counts else None, output)

@@ -21,6 +21,8 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.elementwise",
             "recycle.products",
             "recycle.births",
+            "recycle.clusters",
+            "recycle.folding",
             "recycle.optimizers",
             "recycle.stats",
             "recycle.samples",
@@ -54,6 +56,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.jumps",
             "recycle.nursery",
             "recycle.trial",
+            "recycle.mistakes",
         }
     ),
     frozenset({"recycle.methods", "recycle.report"}),

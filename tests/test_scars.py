@@ -17,7 +17,8 @@ import recycle
 from recycle import Fold, Recycler, Reset, Split
 from recycle.methods.redo import ReDo
 
-GROWING = ("senn",)  # which widen layers whether or not a unit is dead
+GROWING = ("grow", "expand", "near_zero", "net2wider", "gradmax", "tiny", "firefly", "senn", "folding")
+"""These widen layers whether or not a unit is dead."""
 METHODS = sorted(name for name in recycle.METHODS if callable(recycle.find(name)()) and name not in GROWING)
 RECYCLING = [name for name in METHODS if name not in ("monitor", "replay")]  # replay acts on a file's word alone
 EAGER = {

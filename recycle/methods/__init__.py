@@ -19,15 +19,16 @@ from recycle.interventions import Intervention, Layers
 from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.expand import Expand
 from recycle.methods.firefly import Firefly
+from recycle.methods.folding import Folding
 from recycle.methods.gradient_cutoff import GradientCutoff
-from recycle.methods.grow import Growth
 from recycle.methods.gradmax import GradMax
+from recycle.methods.grow import Growth
 from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
-from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.near_zero import NearZero
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.net2wider import Net2Wider
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
@@ -110,6 +111,7 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "firefly": Firefly,
     "senn": SelfExpanding,
     "net2deeper": Net2Deeper,
+    "folding": Folding,
 }
 """The built-in methods by their names on the command line."""
 

@@ -21,6 +21,7 @@ from recycle.edits import describe
 from recycle.firing import Firing
 from recycle.methods import METHODS, find
 from recycle.methods.cbp import ContinualBackprop
+from recycle.methods.folding import Folding
 from recycle.methods.gradient_cutoff import GradientCutoff
 from recycle.methods.grow import Growth
 from recycle.methods.l2_init import L2Init
@@ -115,6 +116,7 @@ def test_the_built_in_methods() -> None:
         "plasticity_injection": PlasticityInjection,
         "grow": Growth,
         "senn": SelfExpanding,
+        "folding": Folding,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 

@@ -1,0 +1,106 @@
+"""Widen a layer by a unit that folds the output where it is typically wrong (Kang 2024, "Growing Networks by Folding").
+
+The document: "Growing Networks by Folding on Typical Instances", slides, 1 November 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from recycle.births import Given
+from recycle.edits import Edit, Grow
+from recycle.folding import Creases, Direction, Examples, fold
+from recycle.graph import NotRecyclable
+from recycle.methods.selection import Units
+from recycle.stats import Stats
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Add units whose hinge goes through the decision boundary where the network is typically wrong.
+
+    The typical mispredicted instance is found by k-means weighted with the losses, the fold point on the boundary of
+    the linear segment that is active there. The new unit's hinge goes through that point, in the direction in which
+    its outgoing weights have the largest gradient and the instance is on its active side; its outgoing weights are
+    zero, so that the output stays as it was. Layers of ReLU-like units that one Linear or convolution makes.
+
+    It has to see where the network is wrong, and so must be built with a function::
+
+        def examples():
+            outputs = net(x)
+            return outputs, F.cross_entropy(outputs, y, reduction="none"), y
+
+        Recycler(graph, Folding(examples), optimizers=[adam])
+    """
+
+    examples: Examples | None = None
+    """Runs the network and returns outputs (n, k), the loss of each example (n,), and targets: integers (n,) for
+    classes, numbers shaped like the outputs for a regression or a critic. Without it nothing is done."""
+    count: int = 1
+    """Units that an event adds to each layer, each for a cluster of its own."""
+    most: int = 64
+    """Width up to which a layer is widened."""
+    direction: Direction = "gradient"
+    """How the hinge lies: gradient (largest gradient), tangent (across the boundary), or as the document has it toward
+    (parallel to the boundary) or origin (with a bias of zero)."""
+    clusters: int = 5
+    """Of examples, from the worst of which the typical instance comes."""
+    sample: int = 256
+    """Examples (of a convolution: patches) that are clustered at most."""
+
+    needs: ClassVar[tuple[str, ...]] = ("mistakes",)
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"folding knows the directions {', '.join(get_args(Direction))}, got {self.direction!r}")
+        if min(self.count, self.most, self.clusters, self.sample) < 1:
+            raise ValueError(
+                "folding needs count, most, clusters and sample >= 1, "
+                f"got {self.count}, {self.most}, {self.clusters}, {self.sample}"
+            )
+
+    @property
+    def lacks(self) -> str:
+        """What is missing for it to do anything, or ""."""
+        return "" if self.examples is not None else (
+            "folding needs to see where the network is wrong: Folding(examples=...), a function that returns outputs, "
+            "losses and targets"
+        )  # fmt: skip
+
+    def __call__(self, group: Units, stats: Stats) -> list[Edit]:
+        """One edit with all newborns that could be made.
+
+        Raises:
+            NotRecyclable: nothing is wrong, or there is no boundary to fold; the report says so.
+        """
+        count = min(self.count, self.most - group.width)
+        if self.examples is None or stats.mistakes is None:
+            return []
+        if count < 1:
+            raise NotRecyclable(f"{group.name!r} has {group.width} units, and most={self.most}")
+        mistakes = stats.mistakes()
+        if not mistakes.bias and self.direction != "origin":
+            raise NotRecyclable(f"{group.name!r} has no bias to put a hinge on the boundary: pass direction='origin'")
+        made = fold(mistakes, count, direction=self.direction, clusters=self.clusters, sample=self.sample,
+                    generator=stats.generator)  # fmt: skip
+        found = made.found[0]
+        if not bool(made.mispredicted):
+            rows = min(self.sample, mistakes.wrong.shape[1])
+            raise NotRecyclable(f"none of the {rows} examples looked at is mispredicted: there is nothing to fold")
+        if not bool(found.any()):
+            raise NotRecyclable(
+                "no fold point: the output does not depend on what the layer reads at any typical mispredicted "
+                "instance (a dead segment)"
+            )
+        return [Grow(int(found.sum()), Given(_rows(made, mistakes.bias)))]
+
+
+def _rows(made: Creases, bias: bool) -> Tensor:
+    """Weights of the newborns, the bias last: ``(units, fan_in + 1)``."""
+    found = made.found[0]
+    weight = made.weight[0][found]
+    return torch.cat([weight, made.bias[0][found][:, None]], 1) if bias else weight
