@@ -214,7 +214,8 @@ def prove_unchanged(
     """
     calls = _repeatable(module, calls)
     own = outputs(calls)
-    with _randomised(groups, module, bent=True), _Plain():
+    with _randomised(groups, module) as values, _Plain():
+        values.bend()
         reference = outputs(calls)
         edit()
         now = outputs(calls)

@@ -5,6 +5,7 @@ are then zero. One that says those too returns :class:`Born`, and is for :class:
 """
 
 from recycle.births.firefly import firefly as firefly
+from recycle.births.given import Given as Given
 from recycle.births.gradmax import gradmax as gradmax
 from recycle.births.newborns import Birth as Birth
 from recycle.births.newborns import Born as Born

@@ -33,7 +33,7 @@ def revive(newborns: Newborns, *, active: float = 0.5) -> tuple[Tensor, ...]:
     made = [i for i in weights if aimed is None or i == aimed]
     born = list(newborns.fresh)
     for i in made:
-        born[i] = _random_direction(newborns.draws[i]) * _usual_length(newborns.fresh[i], newborns.others[i])
+        born[i] = _random_direction(newborns.draws[i]) * between_fresh_and_live(newborns.fresh[i], newborns.others[i])
     if aimed is None:
         return tuple(born)
     respond = newborns.responses[aimed]
@@ -50,56 +50,11 @@ def revive(newborns: Newborns, *, active: float = 0.5) -> tuple[Tensor, ...]:
     return tuple(born)
 
 
-class Given:
-    """Incoming weights that a method worked out itself, the bias last where there is one: ``(units, fan_in)``.
-
-    Args:
-        rows: of the newborns, in their order. Their layer must be made of one weight, with at most a bias.
-        usual_length: scale each row so that its weights are as long as those of :func:`revive`, between a fresh and a
-            live row. For ReLU-like units, whose hinge that leaves where it is.
-    """
-
-    def __init__(self, rows: Tensor, usual_length: bool = False) -> None:
-        self.rows, self.usual_length = rows, usual_length
-
-    def __call__(self, newborns: Newborns) -> tuple[Tensor, ...]:
-        """The rows, as the newborns' layer holds them."""
-        roles = [axis.role for axis in newborns.axes]
-        if roles.count("weight") != 1 or roles.count("bias") > 1 or set(roles) - {"weight", "bias"}:
-            raise NotRecyclable(f"given rows are for units with one weight and at most a bias, these have {roles}")
-        at = roles.index("weight")
-        size, own = newborns.fresh[at][0].numel(), newborns.fresh[at]
-        if tuple(self.rows.shape) != (len(own), size + roles.count("bias")):
-            raise NotRecyclable(
-                f"{len(own)} newborns with {size} weights and {roles.count('bias')} biases each got rows of shape "
-                f"{tuple(self.rows.shape)}"
-            )
-        rows = self.rows.to(own)
-        if self.usual_length:
-            norm = rows[:, :size].norm(dim=1, keepdim=True)
-            usual = _usual_length(own, newborns.others[at]).reshape(-1)[0]
-            rows = rows * torch.where(norm > 0, usual / norm, 1.0)
-        weights, bias = rows[:, :size].reshape_as(own), rows[:, size:]
-        return tuple(
-            weights if role == "weight" else bias.reshape_as(f) for role, f in zip(roles, newborns.fresh, strict=True)
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Given) and self.usual_length == other.usual_length and torch.equal(self.rows, other.rows)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Given({len(self.rows)} rows)"
-
-
 def _random_direction(draws: Tensor) -> Tensor:
     return draws / draws.square().sum(2, keepdim=True).sqrt().clamp_min(torch.finfo(draws.dtype).tiny)
 
 
-def _usual_length(fresh: Tensor, others: Tensor) -> Tensor:
+def between_fresh_and_live(fresh: Tensor, others: Tensor) -> Tensor:
     """Between a fresh and a live row, for each row of a unit: ``(1, span, 1)``."""
     first = fresh.square().sum(2).sqrt().median(0).values
     now = others.square().sum(2).sqrt().median(0).values if len(others) else first
