@@ -106,12 +106,12 @@ METHODS: dict[str, Callable[..., Method | NetworkMethod]] = {
     "expand": Expand,
     "near_zero": NearZero,
     "net2wider": Net2Wider,
+    "net2deeper": Net2Deeper,
     "gradmax": GradMax,
     "tiny": Tiny,
     "firefly": Firefly,
-    "senn": SelfExpanding,
-    "net2deeper": Net2Deeper,
     "folding": Folding,
+    "senn": SelfExpanding,
 }
 """The built-in methods by their names on the command line."""
 
