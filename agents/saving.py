@@ -104,7 +104,7 @@ class Checkpoints(BaseCallback):
     def _due(self) -> bool:
         if self.num_timesteps == self._last:
             return False
-        if self.every and self.num_timesteps - self._last >= self.every:
+        if self.every and self.num_timesteps // self.every > self._last // self.every:  # at the same steps once resumed
             return True
         waited = time.monotonic() - self._at
         return bool(self.seconds) and waited >= max(self.seconds, SHARE * self._took)
