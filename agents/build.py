@@ -87,6 +87,7 @@ def close(env: VecEnv) -> None:
     except (EOFError, OSError):
         for process in getattr(env.unwrapped, "processes", ()):
             process.terminate()
+            process.join()
 
 
 def load_weights(model: BaseAlgorithm, path: str) -> None:

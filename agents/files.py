@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,21 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole(path: Path, mode: str = "w+b", **options: Any) -> Iterator[Any]:
-    """A new file, open to write, that takes the place of ``path`` in one step once it is on the disk, or vanishes."""
-    with tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix=f".{path.name}.", delete=False, **options) as file:
-        try:
-            yield file.file
+    """A new file, open to write, that takes the place of ``path`` in one step once it is on the disk, or vanishes.
+
+    Until then it is ``.<name>.part`` beside it; only one process at a time may write there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open(mode, **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
     _sync_folder(path.parent)
 
 

@@ -123,8 +123,6 @@ def cut(folder: Path, wanted: Mapping[str, int], columns: Sequence[str]) -> None
             os.truncate(path, length)
         if path.name.startswith(EVENTS) and there:
             path.rename(folder / f"{EVENTS}{order[_name(path)]:010d}.{_name(path)}")
-    for path in (*folder.glob(f".{PROGRESS}.*"), *folder.glob(".model.zip.*")):
-        path.unlink()  # a killed process was writing it
     path = folder / PROGRESS
     if PROGRESS not in wanted:
         path.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class Checkpoints(BaseCallback):
         self._last = 0 if resumed is None else resumed.steps
         self._at, self._took = time.monotonic(), 0.0
         self._asked: signal.Signals | None = None
-        self._said: set[str] = set()
+        self._looked = self._told = False
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -104,7 +104,7 @@ class Checkpoints(BaseCallback):
     def _due(self) -> bool:
         if self.num_timesteps == self._last:
             return False
-        if self.every and self.num_timesteps - self._last >= self.every:
+        if self.every and self.num_timesteps // self.every > self._last // self.every:  # at the same steps once resumed
             return True
         waited = time.monotonic() - self._at
         return bool(self.seconds) and waited >= max(self.seconds, SHARE * self._took)
@@ -127,9 +127,12 @@ class Checkpoints(BaseCallback):
             message = f"{bad} is NaN or infinite at step {self.num_timesteps}, so no checkpoint is written"
             if self.stop_on_nan:
                 raise RuntimeError(f"{message}; the run ends (--stop-on-nan)")
-            self._say("nan", f"{message}; the ones before are kept, and --stop-on-nan would end the run")
+            if not self._told:
+                say(f"{message}; the ones before are kept, and --stop-on-nan would end the run")
+                self._told = True
             return False
-        self._say_if_inexact()
+        if not self._looked:
+            self._look_at_environments()
         try:
             path = write(self.folder, self.model, self.others, self.evaluation)
             prune(self.folder / "checkpoints", keep=self.keep, newest=self.num_timesteps)
@@ -143,16 +146,13 @@ class Checkpoints(BaseCallback):
             print(f"saved {path}")
         return True
 
-    def _say_if_inexact(self) -> None:
-        for env in (self.training_env, *([self.evaluation] if self.evaluation is not None else [])):
-            why = env.env_method("why_inexact", indices=0)[0] if "inexact" not in self._said else ""
+    def _look_at_environments(self) -> None:
+        self._looked = True
+        for env in filter(None, (self.training_env, self.evaluation)):
+            why = env.env_method("why_inexact", indices=0)[0]
             if why:
-                self._say("inexact", f"a resumed run will begin new episodes, so it will not be bit-identical: {why}")
-
-    def _say(self, topic: str, message: str) -> None:
-        if topic not in self._said:
-            self._said.add(topic)
-            say(message)
+                say(f"a resumed run will begin new episodes, so it will not be bit-identical: {why}")
+                return
 
 
 def not_finite(model: BaseAlgorithm) -> str:

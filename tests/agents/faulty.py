@@ -16,12 +16,23 @@ def file_size(most):
     resource.setrlimit(resource.RLIMIT_FSIZE, (most if most is not None else LIMIT[0], LIMIT[1]))
 
 
+JAMS = []
+"""A file to which nothing more can be written after a ``jam``."""
+
+
+def jam(path):
+    """Put a device in a file's place that has no room, ever."""
+    if not path.is_symlink():
+        path.rename(path.with_name("kept"))
+        path.symlink_to("/dev/full")
+
+
 HAPPENS = {
     "sigterm": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "sigint": lambda: os.kill(os.getpid(), signal.SIGINT),
     "exit": lambda: os._exit(3),
-    "full": lambda: file_size(40_000),  # logs still fit, a checkpoint does not
-    "jammed": lambda: file_size(100),
+    "full": lambda: file_size(300_000),  # logs still fit, a checkpoint does not
+    "jam": lambda: jam(*JAMS),
     "room": lambda: file_size(None),
 }
 

@@ -101,8 +101,8 @@ def all_differences(one, other):
     """Between two finished runs."""
     found = differences(weights(one / "model.zip"), weights(other / "model.zip"), "weights")
     found += differences(tables(one), tables(other), "tables") + differences(points(one), points(other), "points")
-    saved = [sorted(p.name for p in (run / "checkpoints").glob("*.zip")) for run in (one, other)]
-    assert saved[0] and saved[0][-1] in saved[1]
-    for name in set(saved[0]) & set(saved[1]):
+    first, second = ({p.name for p in (run / "checkpoints").glob("*.zip")} for run in (one, other))
+    assert first & second
+    for name in first & second:
         found += differences(state(one / "checkpoints" / name), state(other / "checkpoints" / name), name)
     return found
