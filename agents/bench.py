@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,9 +22,9 @@ import recycle
 from agents import costs, scaling
 from agents.callback import RecycleCallback, build_methods
 from agents.command_line import reported
+from agents.inside import inside
 from agents.networks import networks_of
 from agents.statistics import estimate
-from recycle.track import Tracker
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,10 @@ class Trace:
     """Only the small cases: seconds instead of minutes."""
 
 
-_ENTRANCES: dict[type, tuple[str, ...]] = {
-    RecycleCallback: ("init_callback", "on_training_start", "on_rollout_start", "on_step", "update_locals",
-                      "on_rollout_end", "on_training_end"),
-    Tracker: ("_watch_input", "_watch_recurrent", "_watch_output", "_watch_gradient", "_watch_step"),
-}  # fmt: skip
-"""Where stable-baselines3 and torch call us."""
+METHOD_TERMS = (
+    "in pairs: a watched update over a plain one; in hooks: their time over a plain update's; an event: in plain "
+    "updates; amortised: 1 + hooks + an event's share of the updates between two"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,7 +164,7 @@ def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
     torch.set_num_threads(args.num_threads)
     found: dict[tuple[str, str], costs.MethodCost] = {}
     table = Table(title=f"cost of an update over a plain one, {args.pairs} pairs", title_justify="left")
-    for column in ("network", "method", "watching", "an event", "every", "amortised"):
+    for column in ("network", "method", "in pairs", "in hooks", "an event", "every", "amortised"):
         table.add_column(column, justify="left" if column in ("network", "method") else "right")
     with Progress(transient=True) as progress:
         job = progress.add_task("measuring", total=len(costs.NETWORKS) * len(chosen))
@@ -176,9 +172,11 @@ def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
             for method in chosen:
                 cost = found[network, method] = costs.cost_of(method, network, args.pairs)
                 progress.advance(job)
-                shown = f"{cost.watching:.3f}", f"{cost.event:.1f}", f"{cost.every}", f"{cost.amortised:.3f}"
-                table.add_row(network, method, *shown)
-    Console().print(table)
+                shown = f"{cost.watching:.3f}", f"{cost.hooks:.1%}", f"{cost.event:.1f}", f"{cost.every:,}"
+                table.add_row(network, method, *shown, f"{cost.amortised:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(METHOD_TERMS, style="dim")
     return found
 
 
@@ -232,29 +230,10 @@ def _learn(model: BaseAlgorithm, steps: int, method: str | None) -> float:
 
 def _inside(model: BaseAlgorithm, steps: int, method: str) -> float:
     """The part of a ``learn`` that is spent in the callback and in the tracker's hooks."""
-    inside, depth = 0.0, 0
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside, depth
-            depth, start = depth + 1, time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                depth -= 1
-                inside += 0.0 if depth else time.perf_counter() - start  # calls inside calls count once
-
-        return wrapper
-
-    callback = RecycleCallback(method=method)
-    with ExitStack() as patches:
-        for kind, names in _ENTRANCES.items():
-            for name in names:
-                patches.enter_context(patch.object(kind, name, timed(getattr(kind, name))))
+    with inside() as clock:
         start = time.perf_counter()
-        model.learn(steps, callback=callback)
-        whole = time.perf_counter() - start
-    return inside / whole
+        model.learn(steps, callback=RecycleCallback(method=method))
+        return clock.seconds / (time.perf_counter() - start)
 
 
 def _trace_share(make: Callable[[], BaseAlgorithm], repeats: int = 5) -> float:

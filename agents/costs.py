@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.callback import build_method
+from agents.inside import inside
 
 EVERY: Mapping[str, int] = {"redo": 1000, "regrama": 1000, "cbp": 100}
 """Updates from event to event as published, where that is said; CBP's running averages remember 100 updates."""
@@ -30,13 +31,15 @@ class MethodCost:
     """Updates from event to event."""
     watching: float
     """Median ratio of a watched update to a plain one."""
+    hooks: float
+    """Time spent in hooks, of an update and on average, over that of a plain one; steadier than the ratio."""
     event: float
     """Median time of an event over that of a plain update."""
 
     @property
     def amortised(self) -> float:
-        """An update's share of everything, over a plain update."""
-        return self.watching + self.event / self.every
+        """An update with its hooks and its share of an event, over a plain update."""
+        return 1 + self.hooks + self.event / self.every
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -83,21 +86,24 @@ def cost_of(method: str, network: str, pairs: int, updates: int = 16, events: in
         return took
 
     stretch(False), stretch(True)
-    plain, ratios = [], []
+    plain, ratios, hooks = [], [], []
     for pair in range(pairs):
         took = {watched: stretch(watched) for watched in (pair % 2 == 0, pair % 2 == 1)}
         plain.append(took[False] / updates)
         ratios.append(took[True] / took[False])
+        with inside() as clock:
+            took[True] = stretch(True)
+        hooks.append(clock.seconds / (took[True] - clock.seconds))
     times = []
     for _ in range(events):
-        _kill(graph)
+        _kill(recycler.graph)
         recycler.tracker.clear()
         stretch(True)
         start = time.process_time()
         recycler.step()
         times.append(time.process_time() - start)
     event = float(np.median(times) / np.median(plain))
-    return MethodCost(EVERY.get(method, OFTEN), float(np.median(ratios)), event)
+    return MethodCost(EVERY.get(method, OFTEN), float(np.median(ratios)), float(np.median(hooks)), event)
 
 
 @torch.no_grad()

@@ -8,48 +8,91 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents import plot
+from agents import compare, plot
 from agents.runs import run_folder
 
 ENV = "DigitsBandit-v1"
 
-SETTINGS: dict[str, tuple[int, str]] = {
-    "ppo": (
+
+class Task(NamedTuple):
+    """What one algorithm is trained on."""
+
+    steps: int
+    drift: str
+    change: int
+    """Environment steps from one change to the next."""
+    options: str
+
+
+TASKS: dict[str, Task] = {
+    "ppo": Task(
         102_400,
-        "--drift permute --change every:10240 --every 1024 --n-envs 8 --num-threads 1 "
+        "permute",
+        10_240,
+        "--every 1024 --n-envs 8 --num-threads 1 "
         "--hyperparams learning_rate:3e-3 ent_coef:0.01 gamma:0.0 n_steps:128 batch_size:256 n_epochs:10 "
         "--policy-kwargs net_arch:[64,64] activation_fn:relu",
     ),
-    "dqn": (
+    "dqn": Task(
         25_000,
-        "--env-kwargs images:200 --drift relabel --change every:2500 --every 250 --n-envs 8 "
-        "--num-threads 1 --clear-buffer --restart-exploration "
+        "relabel",
+        2500,
+        "--every 250 --env-kwargs images:200 --n-envs 8 --num-threads 1 --clear-buffer --restart-exploration "
         "--hyperparams learning_rate:3e-3 gamma:0.0 buffer_size:10000 batch_size:64 train_freq:1 gradient_steps:-1 "
         "learning_starts:300 exploration_initial_eps:0.5 exploration_final_eps:0.05 exploration_fraction:0.1 "
         "--policy-kwargs net_arch:[64,64] activation_fn:relu",
     ),
 }
-"""Environment steps and options of each algorithm's task; the learning rate is ten times SB3's own for PPO."""
+"""The learning rate is ten times SB3's own for PPO, thirty times that for DQN."""
 
-ARMS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "monitor": (),
-    "random": (),
-    "split": ("--method-kwargs", "tau:0.025"),
-    "mirror": ("--method-kwargs", "tau:0.025"),
-    "redo": (),
-    "revive": (),
+
+class Arm(NamedTuple):
+    """What is done to an agent; ``{change}``, ``{half}`` and ``{after}`` are filled in."""
+
+    method: str
+    options: str = ""
+    tag: str | None = None
+    after: str | None = None
+    """The arm that has to be finished first, since this one reads its run, of the same seed."""
+
+
+ARMS: dict[str, Arm] = {
+    "none": Arm("none"),
+    "monitor": Arm("monitor"),
+    "random": Arm("random"),
+    "random-moments": Arm("random", "--method-kwargs weights:False", tag="moments"),
+    "replay": Arm("replay", "--method-kwargs path:{after}/edits.jsonl", after="redo"),
+    "split": Arm("split", "--method-kwargs tau:0.025"),
+    "mirror": Arm("mirror", "--method-kwargs tau:0.025"),
+    "s2d": Arm("s2d", "--method-kwargs tau:0.025"),
+    "revive": Arm("revive"),
+    "redo": Arm("redo"),
+    "cbp": Arm("cbp", "--method-kwargs rate:1e-3 maturity:100"),
+    "snr": Arm("snr"),
+    "regrama": Arm("regrama"),
+    "gradient_cutoff": Arm("gradient_cutoff"),
+    "shrink_perturb": Arm("shrink_perturb", "--every {change}"),
+    "layer_reset": Arm("layer_reset", "--every {change}"),
+    "plasticity_injection": Arm("plasticity_injection", "--warmup {half}"),
+    "l2_init": Arm("l2_init"),
+    "redo+l2_init": Arm("redo+l2_init"),
+    "monitor-weight-decay": Arm("monitor", "--weight-decay 1e-4", tag="weight-decay"),
+    "monitor-layer-norm": Arm("monitor", "--layer-norm", tag="layer-norm"),
+    "monitor-crelu": Arm("monitor", "--crelu", tag="crelu"),
 }
-"""``none`` and ``monitor`` (watched) are plain agents, ``random`` resets as many units as are dead, any units;
-the others recycle what ReDo calls dormant."""
+"""``none`` and ``monitor`` (watched) are plain agents. ``random`` resets as many units as are dead, any units;
+``random-moments`` only what the optimizer knows of them; ``replay`` as many as ``redo`` did. What is dormant by ReDo's
+measure is recycled by ``split``, ``mirror`` and ``s2d`` too. ``cbp``'s published rate and maturity are made for longer
+runs. ``shrink_perturb`` and ``layer_reset`` act when the task changes, and so know more than the others."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +109,10 @@ class Args:
     """Agents for each arm."""
     workers: int = 2
     """Runs at a time, one core each."""
-    algos: tuple[str, ...] = tuple(SETTINGS)
+    algos: tuple[str, ...] = tuple(TASKS)
     """Which of ppo and dqn to run."""
     arms: tuple[str, ...] = ("monitor", "split", "mirror", "redo")
-    """Which arms to run: none, monitor, random, split, mirror, redo, revive."""
+    """Which arms to run: all, or names such as random, replay, cbp, redo+l2_init, monitor-layer-norm."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +122,8 @@ class Job:
     folder: Path
     command: tuple[str, ...]
     steps: int
+    after: Path | None = None
+    """The run that has to be finished first."""
 
     @property
     def finished(self) -> bool:
@@ -100,12 +145,17 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the table and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.demo")
-    for given, known in ((args.algos, SETTINGS), (args.arms, ARMS)):
+    arms = tuple(ARMS) if args.arms == ("all",) else args.arms
+    for given, known in ((args.algos, TASKS), (arms, ARMS)):
         wrong = [word for word in given if word not in known]
         if wrong:
             print(f"error: there are {', '.join(known)}, got {', '.join(wrong)}", file=sys.stderr)
             return 2
-    jobs = list(_jobs(args))
+    lacking = [arm for arm in arms if ARMS[arm].after not in (None, *arms)]
+    if lacking:
+        print(f"error: {lacking[0]} reads what {ARMS[lacking[0]].after} writes: name both", file=sys.stderr)
+        return 2
+    jobs = list(_jobs(args, arms))
     console = Console()
     failures = run_jobs([job for job in jobs if not job.finished], args.workers)
     for job, output in failures:
@@ -113,24 +163,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures:
         return 1
     code = plot.main([args.log_folder])
+    if not code and "monitor" in arms:
+        code = compare.main([args.log_folder])
     board = Path(sys.executable).parent / "tensorboard"
     console.print(f"\nTensorBoard: {board} --logdir {args.log_folder}", soft_wrap=True)
     return code
 
 
-def _jobs(args: Args) -> Iterator[Job]:
+def _jobs(args: Args, arms: Sequence[str]) -> Iterator[Job]:
+    """Arms that others wait for come first."""
+    ordered = sorted(arms, key=lambda arm: ARMS[arm].after is not None)
     for seed in range(args.seeds):
         for algo in args.algos:
-            steps, options = SETTINGS[algo]
-            for method in args.arms:
-                words = options.split()
-                drift = words[words.index("--drift") + 1]
-                root = args.log_folder
-                folder = run_folder(root, env=ENV, drift=[drift], algo=algo, method=method, tag=None, seed=seed)
-                who = ("--algo", algo, "--env", ENV, "--method", method, *ARMS[method], "--seed", str(seed))
-                where = ("-n", str(steps), "--log-folder", root, "--overwrite")
-                command = (sys.executable, "-m", "agents.train", *who, *words, *where)
-                yield Job(folder, command, steps)
+            yield from (_job(args, seed, algo, arm) for arm in ordered)
+
+
+def _job(args: Args, seed: int, algo: str, arm: str) -> Job:
+    task, (method, options, tag, after) = TASKS[algo], ARMS[arm]
+    root = args.log_folder
+    folder = run_folder(root, env=ENV, drift=[task.drift], algo=algo, method=method, tag=tag, seed=seed)
+    source = None if after is None else _job(args, seed, algo, after).folder
+    own = options.format(change=task.change, half=task.steps // 2, after=source).split()
+    who = ("--algo", algo, "--env", ENV, "--method", method, "--seed", str(seed), *(("--tag", tag) if tag else ()))
+    what = ("--drift", task.drift, "--change", f"every:{task.change}", *task.options.split(), *own)
+    where = ("-n", str(task.steps), "--log-folder", root, "--overwrite")
+    return Job(folder, (sys.executable, "-m", "agents.train", *who, *what, *where), task.steps, source)
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
@@ -139,13 +196,21 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool:
         bar = progress.add_task(f"training {len(jobs)} agents, steps", total=sum(job.steps for job in jobs))
-        results = [pool.submit(subprocess.run, job.command, capture_output=True, text=True) for job in jobs]
-        while not all(result.done() for result in results):
+        results: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
+        for job in jobs:
+            results[job.folder] = pool.submit(_train, job, results.get(job.after) if job.after else None)
+        while not all(result.done() for result in results.values()):
             progress.update(bar, completed=sum(job.done() for job in jobs))
             time.sleep(1)
         progress.update(bar, completed=sum(job.done() for job in jobs))
-    ended = [(job, result.result()) for job, result in zip(jobs, results, strict=True)]
+    ended = [(job, results[job.folder].result()) for job in jobs]
     return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]
+
+
+def _train(job: Job, source: Future[subprocess.CompletedProcess[str]] | None) -> subprocess.CompletedProcess[str]:
+    if source is not None:
+        source.result()
+    return subprocess.run(job.command, capture_output=True, text=True)
 
 
 if __name__ == "__main__":

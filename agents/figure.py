@@ -1,13 +1,16 @@
 """Draw runs: return on the left, dead units (and widths) of every layer on the right, task changes as thin lines."""
 
+import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agents.results import Curve, Experiment, Run
+from agents.results import BadRun, Curve, Experiment, Run
 from agents.statistics import Floats, align, band
 from agents.summary import By, arms, change_points, counted
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
+# Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too faint for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PLAIN, FAINT = "#4d4d4d", "#8c8c8c"  # agents that nothing was done to; notes in the figure
 PLAIN_ARMS = ("none", "monitor")
@@ -23,6 +27,7 @@ LEAST_EPISODES = 3  # in a bin of the return curve
 MOST_CHANGES = 60  # lines beyond that would be a grey wall
 READING = "line: IQM over seeds · band: 95 % bootstrap interval over seeds · grey verticals: the task changes"
 FEWEST_POINTS = 10
+SUFFIXES = (".png", ".pdf", ".svg")
 
 Arms = Mapping[str, list[Run]]
 What = tuple[str, str]  # return, or dead or width and the layer
@@ -33,6 +38,32 @@ class Style(NamedTuple):
 
     colour: str
     dash: Any
+
+
+def destination(runs: Sequence[Path], out: Path | None, name: str) -> Path:
+    """Return where a figure goes: ``out``, or ``name`` in the folder that all runs share.
+
+    BadRun on what would fail after the work is done: no matplotlib, or a file that it cannot write.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise BadRun("figures need matplotlib: pip install recycle-rl[plots]") from error
+    path = out or Path(os.path.commonpath([path.absolute() for path in runs])) / name
+    if path.suffix not in SUFFIXES or path.is_dir():
+        raise BadRun(f"--out must be a file ending in {', '.join(SUFFIXES)}; got {path}.")
+    return path
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write the figure whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(unfinished, dpi=150)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def draw(runs: Sequence[Run], *, by: By | None = None, points: int = 200) -> "Figure":

@@ -1,12 +1,9 @@
 """Compare runs: `python -m agents.plot runs/` prints tables and draws return, dead units and widths over time."""
 
-import importlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
@@ -16,21 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from agents.figure import FEWEST_POINTS, draw, seed_count, shared_changes
+from agents.figure import FEWEST_POINTS, destination, draw, save, seed_count, shared_changes
 from agents.results import BadRun, Run, find_runs, read_run
 from agents.statistics import Floats, estimate
 from agents.summary import By, Row, arms, counted, summarise
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too faint for a line.
 TERMS = (
     "first, later, last task: return per episode; area: under return over steps, per step; "
     "dead: last measured fraction, mean over layers; recycled, re-died: units. "
     "All are IQMs over seeds; 95 % is the bootstrap interval of the later tasks."
 )
-SUFFIXES = (".png", ".pdf", ".svg")
 FEW_SEEDS = 5  # below, an interval is rough
 MOST_TASKS = 10  # columns of the second table
 TASK_OPTIONS = ("change", "drift_kwargs", "total_timesteps", "n_envs")
@@ -56,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, prog="python -m agents.plot")
     console = Console(width=max(Console().width, 100))  # rather a wrapped line than a number cut short
     try:
-        out = _checked_out(args)
+        if args.points < FEWEST_POINTS:
+            raise BadRun(f"--points must be at least {FEWEST_POINTS}, got {args.points}.")
+        out = destination(args.runs, args.out, "curves.png")
         paths = find_runs(args.runs)
         bar = tqdm(paths, desc="reading runs", unit="run", delay=1, disable=None, leave=False)
         runs = [read_run(path) for path in bar]
@@ -69,37 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(TERMS, markup=False, highlight=False, style="dim")
         for note in notes(runs, args.by):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        _write(draw(begun, by=args.by, points=args.points), out)
+        save(draw(begun, by=args.by, points=args.points), out)
     except (BadRun, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"figure: {out}")
     return 0
-
-
-def _checked_out(args: Args) -> Path:
-    """Return where the figure goes, having refused everything that would fail after the work is done."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise BadRun("figures need matplotlib: pip install recycle-rl[plots]") from error
-    if args.points < FEWEST_POINTS:
-        raise BadRun(f"--points must be at least {FEWEST_POINTS}, got {args.points}.")
-    out = args.out or Path(os.path.commonpath([path.absolute() for path in args.runs])) / "curves.png"
-    if out.suffix not in SUFFIXES or out.is_dir():
-        raise BadRun(f"--out must be a file ending in {', '.join(SUFFIXES)}; got {out}.")
-    return out
-
-
-def _write(figure: "Figure", out: Path) -> None:
-    """Write the figure whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        figure.savefig(unfinished, dpi=150)
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:

@@ -48,6 +48,9 @@ ARMS: dict[str, tuple[int, dict[str, Any]]] = {
     "regrama": (1000, {}),
     "split": (1000, {"tau": 0.025}),
     "mirror": (1000, {"tau": 0.025}),
+    "snr": (1000, {}),
+    "revive": (1000, {"rule": "B"}),
+    "gradient_cutoff": (1000, {}),
 }
 """Examples from event to event and options of each arm; ``none`` is plain SGD, with no hooks at all."""
 
@@ -184,7 +187,7 @@ def _compare(args: Args) -> None:
             _save(folder, arm, args, found[arm])
             progress.advance(job)
     results = {arm: found[arm] for arm in args.arms}
-    console = Console()
+    console = Console(width=max(Console().width, 130))  # rather a wrapped line than a number cut short
     console.print(_table(results, args))
     path = folder / "regression.png"
     draw(results, args).savefig(path, dpi=110)
@@ -235,15 +238,11 @@ def _table(results: dict[str, dict[str, NDArray[np.float64]]], args: Args) -> Ta
     plain = results["none"]["error"][:, -fifth:].mean(1) if "none" in results else None
     for arm, result in results.items():
         first, last = result["error"][:, :fifth].mean(1), result["error"][:, -fifth:].mean(1)
-        over = "" if plain is None or arm == "none" else _shown(paired_difference(last, plain))
-        dead = _shown(estimate(result["dead"][:, -fifth:].mean(1)))
-        shown = [_shown(estimate(first)), _shown(estimate(last)), _shown(paired_difference(last, first)), over, dead]
-        table.add_row(arm, *shown, f"{result['recycled'].mean():.1f}")
+        over = "" if plain is None or arm == "none" else paired_difference(last, plain)
+        dead = estimate(result["dead"][:, -fifth:].mean(1))
+        shown = (estimate(first), estimate(last), paired_difference(last, first), over, dead)
+        table.add_row(arm, *map(str, shown), f"{result['recycled'].mean():.1f}")
     return table
-
-
-def _shown(found: Any) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def draw(results: dict[str, dict[str, NDArray[np.float64]]], args: Args) -> Figure:

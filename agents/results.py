@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 EPISODE_COLUMNS = ("timesteps", "task", "return", "length")
 STEPS = "time/total_timesteps"
+LOGGED = ("dead", "dead_after", "effective_rank", "recycled", "re_died", "width")
 
 
 class BadRun(ValueError):
@@ -53,15 +54,17 @@ class Episodes:
 class Run:
     """One training run as it lies on disk.
 
-    `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units;
-    `recycled` and `re_died` count units over the whole run, None where nobody counted. `width` maps "<network>/<group>"
-    to its number of units after each event.
+    `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units before
+    each event, `dead_after` to that after it, `effective_rank` to that of its activations, `width` to its number of
+    units after each event; `recycled` and `re_died` count units over the whole run, None where nobody counted.
     """
 
     path: Path
     config: Mapping[str, Any]
     episodes: Episodes
     dead: Mapping[str, Curve]
+    dead_after: Mapping[str, Curve]
+    effective_rank: Mapping[str, Curve]
     recycled: int | None
     re_died: int | None
     finished: bool
@@ -86,16 +89,20 @@ class Run:
 
     def until(self, step: int) -> "Run":
         """The same run as it stood at that lifetime step; its counts are not known there: None."""
-        dead = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.dead.items()}
         episodes = self.episodes.where(self.episodes.timesteps <= step)
-        dead = {name: curve for name, curve in dead.items() if len(curve.steps)}
-        width = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in self.width.items()}
-        return replace(self, episodes=episodes, dead=dead, recycled=None, re_died=None, width=width)
+        dead, dead_after, rank = (_cut(curves, step) for curves in (self.dead, self.dead_after, self.effective_rank))
+        run = replace(self, dead=dead, dead_after=dead_after, effective_rank=rank, width=_cut(self.width, step))
+        return replace(run, episodes=episodes, recycled=None, re_died=None)
 
     @property
     def resized(self) -> bool:
         """Whether a layer's number of units changed."""
         return any(len(np.unique(curve.values)) > 1 for curve in self.width.values())
+
+
+def _cut(curves: Mapping[str, Curve], step: int) -> dict[str, Curve]:
+    cut = {name: Curve(c.steps[c.steps <= step], c.values[c.steps <= step]) for name, c in curves.items()}
+    return {name: curve for name, curve in cut.items() if len(curve.steps)}
 
 
 class Experiment(NamedTuple):
@@ -132,13 +139,17 @@ def read_run(path: Path | str) -> Run:
     finished = (path / "model.zip").is_file()
     episodes = _read_episodes(path / "episodes.csv", finished)
     columns = _read_progress(path / "progress.csv", finished)
-    per_layer = {k: c for k, c in columns.items() if k.endswith("/dead") and k.count("/") > 2}
-    totals = {k: c for k, c in columns.items() if k.endswith("/dead") and k.count("/") == 2}
-    kept = sorted((per_layer or totals).items(), key=lambda item: _natural(item[0]))
-    dead = {key[len("recycle/") : -len("/dead")]: curve for key, curve in kept}
+    dead, dead_after, rank = (_per_layer(columns, what) for what in ("dead", "dead_after", "effective_rank"))
     counts = (_count(columns, "recycled"), _count(columns, "re_died"))
-    width = {k[len("recycle/") : -len("/width")]: curve for k, curve in columns.items() if k.endswith("/width")}
-    return Run(path, config, episodes, dead, *counts, finished, width)
+    return Run(path, config, episodes, dead, dead_after, rank, *counts, finished, _per_layer(columns, "width"))
+
+
+def _per_layer(columns: Mapping[str, Curve], what: str) -> dict[str, Curve]:
+    """The curve of every layer, or of every network where no layer was logged."""
+    found = {key: curve for key, curve in columns.items() if key.endswith(f"/{what}")}
+    per_layer = {key: curve for key, curve in found.items() if key.count("/") > 2}
+    kept = sorted((per_layer or found).items(), key=lambda item: _natural(item[0]))
+    return {key[len("recycle/") : -len(f"/{what}")]: curve for key, curve in kept}
 
 
 def _natural(key: str) -> list[str]:
@@ -196,7 +207,7 @@ def _read_progress(file: Path, finished: bool) -> dict[str, Curve]:
             continue
         step = int(_number(file, number, cells[STEPS]))
         for key in cells:
-            if key.startswith("recycle/") and key.rsplit("/", 1)[-1] in ("dead", "recycled", "re_died", "width"):
+            if key.startswith("recycle/") and key.rsplit("/", 1)[-1] in LOGGED:
                 value = _number(file, number, cells[key], finite=False)
                 if np.isfinite(value):  # nan: the layer was not observed
                     points.setdefault(key, {})[step] = value  # a step logged twice: the later line counts

@@ -21,6 +21,11 @@ class Estimate:
     high: float
     n: int
 
+    def __str__(self) -> str:
+        """``1.20 [1.05, 1.38]``; the interval is left out where there is none."""
+        interval = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{interval}"
+
 
 def iqm(values: Values) -> float:
     """Average the middle half of the values, so that one lucky or lost seed does not decide.

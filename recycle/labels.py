@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -110,7 +111,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants: dict[int, Tensor] = {}
         self._linear: dict[int, Columns] = {}  # storage of a product that still waits for its bias
         self._mixtures: dict[int, tuple[Tensor, str, Tensor]] = {}  # storage -> units, reason, what keeps it alive
-        self._parents: list[int] = [0]
+        self._minted = 1
+        self._parents = np.arange(max(1024, 0 if blocks is None else len(blocks)))  # union-find; of unminted units too
         self._of_vectors: set[int] = set()  # units that are known by a gain or bias alone; others come first
         self._roots: Tensor | None = None
         self._joined = False
@@ -179,8 +181,11 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def values_of(self, columns: Columns, units: Tensor) -> set[frozenset[int]]:
         """Which computed values of ``units`` a consumer reads, in each of its calls."""
 
+        inside = torch.zeros(len(self._parents), dtype=torch.bool)
+        inside[units] = True
+
         def of_units(value: int) -> bool:
-            return bool(torch.isin(self.root(self._made[value]), units).any())
+            return bool(inside[self.root(self._made[value]).clamp_min(0).cpu()].any())
 
         return {frozenset(filter(of_units, values)) for values in columns.values}
 
@@ -285,29 +290,36 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._joined:
             return labels
         if self._roots is None:
-            self._roots = torch.tensor([self._find(i) for i in range(len(self._parents))])
+            while (further := self._parents[self._parents] != self._parents).any():
+                self._parents[further] = self._parents[self._parents[further]]
+            self._roots = torch.from_numpy(self._parents.copy())
         roots = self._roots.to(labels.device)
         return torch.where(labels > 0, roots[labels.clamp_min(0)], labels)
 
     def _find(self, unit: int) -> int:
-        while self._parents[unit] != unit:
-            self._parents[unit] = self._parents[self._parents[unit]]
-            unit = self._parents[unit]
-        return unit
+        parents = self._parents
+        while parents[unit] != unit:
+            parents[unit] = parents[parents[unit]]
+            unit = parents[unit]
+        return int(unit)
 
     def mint(self, count: int) -> Tensor:
         """``count`` new units, in order: ``(count,)``."""
-        first = len(self._parents)
-        known = [] if self.blocks is None else self.blocks[first : first + count].tolist()
-        self._parents.extend([*known, *range(first + len(known), first + count)])
-        self._joined |= bool(known)
-        self._roots = None
+        first, self._minted = self._minted, self._minted + count
+        if self._minted > len(self._parents):
+            room = np.arange(2 * self._minted)
+            room[: len(self._parents)] = self._parents
+            self._parents, self._roots = room, None
+        known: Any = [] if self.blocks is None else self.blocks[first : first + count]
+        if len(known):
+            self._parents[first : first + len(known)] = known
+            self._joined, self._roots = True, None
         return torch.arange(first, first + count)
 
     @property
     def units(self) -> Tensor:
         """The root of every unit minted so far, ``(units + 1,)``; entry 0 is no unit."""
-        return self.root(torch.arange(len(self._parents)))
+        return self.root(torch.arange(self._minted))
 
     def join(self, one: Tensor, other: Tensor) -> None:
         """Make units that meet element by element one: a residual sum, a gate."""
@@ -318,7 +330,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             unmeet = torch.isin(side, torch.tensor(self.moments_in(side[meet]), device=side.device))
             self.freeze(side[meet & unmeet], "")
             meet &= ~unmeet
-        count = len(self._parents)
+        count = self._minted
         for pair in torch.unique(one[meet] * count + other[meet]).tolist():
             first, second = sorted(
                 map(self._find, divmod(pair, count)), key=lambda unit: (unit in self._of_vectors, unit)
@@ -352,6 +364,11 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def moments_in(self, labels: Tensor) -> list[int]:
         """Labels that are no unit, but a moment of several."""
         return [label for label in self._units_in(labels) if label in self.moments] if self.moments else []
+
+    def freeze_moments(self, labels: Tensor) -> None:
+        """What sums up several units meets something else than them: they are frozen."""
+        if self.moments:
+            self.freeze(torch.tensor(self.moments_in(labels)), "")
 
     def freeze_if_used(self, result: Tensor, labels: Tensor, reason: str) -> None:
         """Freeze the units in ``labels`` as soon as anything reads ``result``, which mixes them."""
@@ -441,7 +458,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return
-        self.freeze(torch.tensor(self.moments_in(labels)), "")
+        self.freeze_moments(labels)
         dim, start, step = place
         role = "buffer" if view.name in self._buffers else role
         rows = self._rows_at(view.name, dim, role)
@@ -459,7 +476,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if place is None:
             self.freeze(labels, f"{op} reads {view.name!r} through a view that no rule covers")
             return None
-        self.freeze(torch.tensor(self.moments_in(labels)), "")
+        self.freeze_moments(labels)
         dim, start, step = place
         size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
         columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))

@@ -86,15 +86,17 @@ def prove(
         return {}
     calls = _repeatable(module, calls)
     failed: dict[str, str] = {}
-    for test in (_prove, _exchange):
-        with _randomised(groups, module, bent=test is _exchange) as restore:
+    with _randomised(groups, module) as values:
+        for test in (_prove, _exchange):
+            if test is _exchange:
+                values.bend()
             for exact in (True, False):
                 part = [group for group in groups if group.exact is exact and group.name not in failed]
                 if not part:
                     continue
                 plain = _Plain(unmixed=not exact, reductions=reductions) if dropout or not exact else nullcontext()
                 with plain:
-                    failed |= test(part, calls, restore)
+                    failed |= test(part, calls, values.restore)
     return failed
 
 
@@ -106,7 +108,7 @@ def _exchange(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Calla
             everything = torch.arange(group.width)
             for axis in (*group.incoming, *group.outgoing):
                 tensor = group.tensor(axis.name)
-                axis.write(tensor, everything, axis.read(tensor, everything).roll(1, 0))
+                axis.write(tensor, everything, axis.read(tensor, everything.roll(1)))
         change = difference(reference, outputs(calls))
         restore()
         return "" if change <= allowed else f"units that change places change the output by {change:.1e}"
@@ -185,7 +187,8 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
     """
     everything = torch.arange(group.width)
     calls = _repeatable(module, calls)
-    with _randomised([group], module, bent=True) as restore, _Plain():
+    with _randomised([group], module) as values, _Plain():
+        values.bend()
         reference = outputs(calls)
         for factor in (2.0**12, 2.0**-12):
             for axis in group.incoming:
@@ -196,7 +199,7 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
                 tensor = group.tensor(axis.name)
                 axis.write(tensor, everything, axis.read(tensor, everything) / factor)
             change = difference(reference, outputs(calls))
-            restore()
+            values.restore()
             if change > tolerance(reference):
                 return False
         return True
@@ -213,13 +216,13 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
     if fixed:
         return fixed
     calls = _repeatable(module, calls)
-    with _randomised([group], module) as restore, _Plain():
+    with _randomised([group], module) as values, _Plain():
         try:
             if group.width > FEWEST:
                 units = sorted({0, group.width // 2, group.width - 1})[: group.width - FEWEST]
                 _silence(group, torch.tensor(units))
                 _resized_trial(group, without(group, units), calls, outputs(calls), [])
-                restore()
+                values.restore()
             _resized_trial(group, with_more(group, 2), calls, outputs(calls), [group.width, group.width + 1])
         except NotRecyclable as error:
             return str(error)
@@ -292,44 +295,67 @@ def _silence(group: UnitGroup, units: Tensor) -> None:
         axis.fill(group.tensor(axis.name), units, 0.0)
 
 
-@contextmanager
-def _randomised(groups: Sequence[UnitGroup], module: nn.Module, *, bent: bool = False) -> Iterator[Callable[[], None]]:
-    """Random parameters and per-unit statistics; yields a function that puts the random values back.
+class _Values:
+    """Random values of a module's parameters and per-unit statistics, put back after every trial.
 
-    Biases and gains lie in [.5, 1.5], which keeps units alive. ``bent``: they take both signs, those that are added
-    to units also two sizes, in turn, so that neighbouring units stand on different sides of every bend.
+    Biases and gains lie in [.5, 1.5], which keeps units alive.
     """
+
+    def __init__(self, groups: Sequence[UnitGroup], tensors: Mapping[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for tensor in tensors.values():
+            _draw(tensor, generator)
+        incoming = {axis.name for group in groups for axis in group.incoming}
+        written = incoming.union(axis.name for group in groups for axis in group.outgoing)
+        self._tensors = [(tensor, tensor.detach().clone()) for name, tensor in tensors.items() if name in written]
+        self._vectors = [tensor for tensor in tensors.values() if tensor.dim() <= 1 and tensor.requires_grad]
+        self._added = {
+            id(tensors[axis.name]) for group in groups for axis in group.incoming if axis.role == "bias"
+        }  # fmt: skip
+
+    def restore(self) -> None:
+        """Undo what a trial has written."""
+        for tensor, value in self._tensors:
+            tensor.copy_(value)
+
+    def bend(self) -> None:
+        """Let neighbouring units stand on different sides of every bend.
+
+        Biases and gains take both signs, those that are added to units also two sizes, in turn.
+        """
+        for tensor in self._vectors:
+            bent = tensor.detach().flatten()
+            bent[::2] *= -1
+            for start in (2, 3) if id(tensor) in self._added else ():
+                bent[start::4] *= _FAR
+            tensor.copy_(bent.reshape(tensor.shape))
+        self._tensors = [(tensor, value.copy_(tensor)) for tensor, value in self._tensors]
+
+
+def _draw(tensor: Tensor, generator: torch.Generator) -> None:
+    """Overwrite a tensor, in place where its device and precision can be drawn in."""
+    here = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    place = tensor if here else torch.empty(tensor.shape)
+    if tensor.dim() > 1:
+        place.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
+    else:
+        place.uniform_(0.5, 1.5, generator=generator)
+    if not here:
+        tensor.copy_(place)
+
+
+@contextmanager
+def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[_Values]:
+    """Random values in place of all parameters and of the units' running statistics, which come back bit by bit."""
     state = {axis.name for group in groups for axis in group.incoming if axis.role == "buffer"}
-    added = {axis.name for group in groups for axis in group.incoming if axis.role == "bias"}
-    parameters = dict(module.named_parameters())
-    tensors: list[Tensor] = [p for p in parameters.values() if p.is_floating_point()]
-    tensors += [b for name, b in module.named_buffers() if name in state]
-    far = {id(p) for name, p in parameters.items() if name in added}
-    saved = [t.detach().clone() for t in tensors]
-    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    tensors |= {name: b for name, b in module.named_buffers() if name in state}
+    saved = [t.detach().clone() for t in tensors.values()]
     with torch.no_grad():
         try:
-            for tensor in tensors:
-                kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-                if tensor.dim() > 1:
-                    scale = (tensor[0].numel()) ** -0.5
-                    draw = torch.randn(tensor.shape, generator=generator, dtype=kind) * scale
-                else:
-                    draw = torch.rand(tensor.shape, generator=generator, dtype=kind) + 0.5
-                    if bent and tensor.requires_grad:
-                        draw.flatten()[::2] *= -1
-                        for start in (2, 3) if id(tensor) in far else ():
-                            draw.flatten()[start::4] *= _FAR
-                tensor.copy_(draw)
-            values = [t.detach().clone() for t in tensors]
-
-            def restore() -> None:
-                for tensor, value in zip(tensors, values, strict=True):
-                    tensor.copy_(value)
-
-            yield restore
+            yield _Values(groups, tensors)
         finally:
-            for tensor, value in zip(tensors, saved, strict=True):
+            for tensor, value in zip(tensors.values(), saved, strict=True):
                 tensor.copy_(value)
 
 

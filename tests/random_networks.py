@@ -318,6 +318,29 @@ def attention(w: Writer, v: Value) -> None:
         w.let(f"{layer}({v}, {v}, {v})[0]", "time")
 
 
+@step("time", weight=2)
+def attention_heads(w: Writer, v: Value) -> None:
+    count, size = w.pick((2, 3)), w.pick((2, 1))
+    n = count * size
+    bias = w.pick((True, False))
+    if w.pick((True, False)):
+        packed = w.part(f"nn.Linear({v.width}, {3 * n}, bias={bias})")
+        w.makers[f"{packed[5:]}.weight"] = 0
+        parts = [f"{w.let(f'{packed}({v})', 'time')}[..., {i * n}:{(i + 1) * n}]" for i in range(3)]
+    else:
+        layers = [w.part(f"nn.Linear({v.width}, {n}, bias={bias})") for _ in range(3)]
+        w.makers.update({f"{layer[5:]}.weight": 0 for layer in layers})
+        parts = [f"{layer}({v})" for layer in layers]
+    query, key, value = (f"{part}.unflatten(-1, ({count}, {size})).transpose(1, 2)" for part in parts)
+    if w.pick((True, False)):
+        mixed = f"(({query} @ {key}.transpose(-1, -2)) * {size**-0.5}).softmax(-1) @ {value}"
+    else:
+        mixed = f"F.scaled_dot_product_attention({query}, {key}, {value})"
+    out = w.part(f"nn.Linear({n}, {w.pick((3, 4))})")
+    w.makers[f"{out[5:]}.weight"] = 0
+    w.let(f"{out}(({mixed}).transpose(1, 2).flatten(2))", "time")
+
+
 @step("flat", "time")
 def parametrized(w: Writer, v: Value) -> None:
     wrap = w.pick(("nn.utils.parametrizations.weight_norm", "nn.utils.parametrizations.spectral_norm"))

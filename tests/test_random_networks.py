@@ -130,12 +130,12 @@ def run(examples: int, number: int) -> Counter[str]:
 OPERATIONS = (
     "nn.Linear", "@", "einsum", "bmm", "addmm", "F.linear", "nn.Conv1d", "nn.Conv2d", "nn.ConvTranspose1d",
     "nn.ConvTranspose2d", "groups=2", "reflect", "nn.LSTM(", "nn.GRU(", "nn.RNN(", "nn.LSTMCell", "nn.GRUCell",
-    "nn.RNNCell", "bidirectional", "proj_size=1", "scaled_dot_product", "nn.MultiheadAttention", "weight_norm",
-    "spectral_norm", "nn.Embedding", "nn.PReLU()", "nn.PReLU(4)", "nn.Dropout", "inplace=True", "nn.BatchNorm1d",
-    "nn.BatchNorm2d", "nn.GroupNorm", "nn.InstanceNorm", "nn.LayerNorm", "nn.RMSNorm", "torch.softmax", ".detach()",
-    ".flip(", ".roll(", "F.pad(", "torch.gather", "torch.index_select", "torch.cat", ".chunk(", "F.glu",
-    "repeat_interleave", "pixel_shuffle", ".transpose(", ".permute(", ".flatten(", ".mean(", ".amax(", ".sum(",
-    "max_pool", "avg_pool", "interpolate", ".weight.t()", "+=", "def second",
+    "nn.RNNCell", "bidirectional", "proj_size=1", "scaled_dot_product", "nn.MultiheadAttention", ".unflatten(",
+    "weight_norm", "spectral_norm", "nn.Embedding", "nn.PReLU()", "nn.PReLU(4)", "nn.Dropout", "inplace=True",
+    "nn.BatchNorm1d", "nn.BatchNorm2d", "nn.GroupNorm", "nn.InstanceNorm", "nn.LayerNorm", "nn.RMSNorm",
+    "torch.softmax", ".detach()", ".flip(", ".roll(", "F.pad(", "torch.gather", "torch.index_select", "torch.cat",
+    ".chunk(", "F.glu", "repeat_interleave", "pixel_shuffle", ".transpose(", ".permute(", ".flatten(", ".mean(",
+    ".amax(", ".sum(", "max_pool", "avg_pool", "interpolate", ".weight.t()", "+=", "def second",
 )  # fmt: skip
 
 

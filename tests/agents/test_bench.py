@@ -4,7 +4,8 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 
 import recycle
-from agents import bench
+from agents import bench, inside
+from recycle.track import Tracker
 
 torch.set_num_threads(1)
 
@@ -44,7 +45,8 @@ def test_pairs_alternate_and_are_divided_the_right_way_round(monkeypatch):
 
 
 def test_what_is_spent_inside_is_a_part_of_learn_and_leaves_no_mark():
-    entrances = {(kind, name): getattr(kind, name) for kind, names in bench._ENTRANCES.items() for name in names}
+    entrances = {(kind, name): getattr(kind, name) for kind, names in inside._ENTRANCES.items() for name in names}
+    assert {"_watch_input", "_watch_step", "_watch_gradient"} < set(inside._ENTRANCES[Tracker])
     assert 0 < bench._inside(small(DQN, 64)(), 256, "redo") < 1
     assert all(getattr(kind, name) is method for (kind, name), method in entrances.items())
 
@@ -113,7 +115,8 @@ def test_methods_prints_what_each_costs_on_each_network(capsys):
     assert list(found) == [(net, name) for net in ("MLP 2x256", "NatureCNN") for name in ("redo", "cbp")]
     for cost in found.values():
         assert 0 < cost.watching < 100 and cost.event > 0
-        assert cost.amortised == cost.watching + cost.event / cost.every
+        assert 0 < cost.hooks < 10
+        assert cost.amortised == 1 + cost.hooks + cost.event / cost.every
     shown = capsys.readouterr().out
     assert "cost of an update over a plain one, 1 pairs" in shown and "NatureCNN" in shown
 

@@ -166,10 +166,12 @@ def test_redo_resets_dormant_units_the_deadest_first() -> None:
     assert ReDo(tau=1.0)(Layer(6), stats) == [Reset([2, 1, 4, 0])]
 
 
-def test_redo_scores_are_relative_to_the_layers_mean_not_its_sum() -> None:
+def test_redo_scores_are_relative_to_the_layers_mean_or_if_asked_for_to_its_sum() -> None:
     stats = made(mean_abs=[0.1, 1.9])  # over the mean: .1 and 1.9; over the sum: .05 and .95
     assert ReDo(tau=0.06)(Layer(2), stats) == []
     assert ReDo(tau=0.1)(Layer(2), stats) == [Reset([0])]
+    assert ReDo(tau=0.06, score="sum")(Layer(2), stats) == [Reset([0])]
+    assert ReDo(tau=0.04, score="sum")(Layer(2), stats) == []
 
 
 def test_redo_of_a_layer_that_is_wholly_dead() -> None:
@@ -284,6 +286,7 @@ def test_equal_decisions_compare_equal(cap: float) -> None:
         (lambda: Mirror(parent="best"), "best"),  # type: ignore[arg-type]
         (lambda: ReDo(tau=-0.1), "tau >= 0, got tau=-0.1"),
         (lambda: ReDo(tau=math.inf), "got tau=inf"),
+        (lambda: ReDo(score="max"), "got score='max'"),  # type: ignore[arg-type]
         (lambda: SelfNormalizedResets(eta=1.0), "eta in .*got eta=1.0"),
         (lambda: SelfNormalizedResets(eta=math.nan), "got eta=nan"),
         (lambda: Random(count=-1), "count >= 0 units, got count=-1"),

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import tyro
+
+from agents import demo, train
+from agents.demo import ARMS, TASKS, Args, main
+from recycle.methods import METHODS
+
+
+def jobs(arms: tuple[str, ...], **options: int) -> list[demo.Job]:
+    return list(demo._jobs(Args(log_folder="here", **options), arms))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("algo", TASKS)
+def test_every_arm_is_a_command_that_the_training_script_takes(arm: str, algo: str) -> None:
+    job = next(job for job in jobs((arm,)) if f"/{algo}-" in str(job.folder))
+    assert not {"{change}", "{half}", "{after}"} & set("".join(job.command).split())
+    options = tyro.cli(train.Args, args=job.command[3:])
+    assert options.n == job.steps
+    assert options.method.split("+")[0] in (*METHODS, "none")
+
+
+def test_every_method_has_an_arm() -> None:
+    assert {arm.method for arm in ARMS.values()} >= set(METHODS)
+
+
+def test_folders_are_the_arms_own() -> None:
+    folders = [job.folder for job in jobs(tuple(ARMS), seeds=2)]
+    assert len(set(folders)) == len(folders) == 2 * 2 * len(ARMS)
+
+
+def test_a_run_that_reads_another_comes_behind_it_and_names_it() -> None:
+    listed = jobs(("replay", "redo"), seeds=1)
+    for replay in (job for job in listed if job.after is not None):
+        source = next(job for job in listed if job.folder == replay.after)
+        assert listed.index(source) < listed.index(replay)
+        assert f"path:{source.folder}/edits.jsonl" in replay.command
+        assert source.folder.parent.name.endswith("-redo")
+        assert source.folder.name == replay.folder.name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arms", "rdo"], "got rdo"),
+        (["--algos", "sac"], "got sac"),
+        (["--arms", "replay"], "replay reads what redo writes: name both"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert main([*words, "--log-folder", str(tmp_path / "new")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
