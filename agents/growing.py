@@ -128,10 +128,7 @@ def table(arms: dict[str, list[Run]]) -> Table:
 
 def _told(values: Floats) -> str:
     """The IQM over seeds with its interval; "-" for what is not known of every seed."""
-    if not np.isfinite(values).all():
-        return "-"
-    found = estimate(values)
-    return f"{found.value:.2f}" + ("" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]")
+    return "-" if not np.isfinite(values).all() else str(estimate(values))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,8 @@ class Run:
     """One training run as it lies on disk.
 
     `dead` maps "<network>/<group>" (or "<network>" where no layer was logged) to its fraction of dead units before
-    each event, `dead_after` to that after it, `effective_rank` to that of its activations; `recycled` and `re_died`
-    count units over the whole run, None where nobody counted. `width` maps like `dead` to the number of units after
-    each event.
+    each event, `dead_after` to that after it, `effective_rank` to that of its activations, `width` to its number of
+    units after each event; `recycled` and `re_died` count units over the whole run, None where nobody counted.
     """
 
     path: Path

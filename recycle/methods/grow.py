@@ -64,8 +64,9 @@ class Growth:
     where: Literal["each", "best"] = "each"
     """``each`` layer of which the trigger says so, or the ``best``: that which it values most; of equals the
     narrowest."""
-    count: float = 1
-    """Units that a layer gains at an event, at most; below 1 a share of its width, at least one unit."""
+    count: float | None = None
+    """Units that a layer gains at an event, at most; below 1 a share of its width, at least one unit. None: the
+    ``count`` of the proposing method, 1 if it has none. Births in pairs need an even one."""
     birth: Literal["init", "revive"] = "init"
     """Incoming weights of the newborns: as the module initialises them, or a random direction with its hinge in the
     latest inputs (see the method ``revive``)."""
@@ -91,7 +92,8 @@ class Growth:
         _check(self)
         chosen = trigger(self.when) if isinstance(self.when, str) else self.when
         if isinstance(chosen, Score) and chosen.score is None:
-            chosen = replace(chosen, score=getattr(self.by, "score", None))
+            scoring = getattr(self.by, "score", None)
+            chosen = replace(chosen, score=scoring if callable(scoring) else None)
         object.__setattr__(self, "_trigger", chosen)
 
     @property
@@ -186,7 +188,8 @@ class Growth:
 
     def _wanted(self, group: Resizable) -> int:
         """Units that a layer gains at an event if the network has room."""
-        count = int(self.count) if self.count >= 1 else max(1, round(self.count * group.width))
+        given = float(getattr(self.by, "count", 1)) if self.count is None else self.count
+        count = int(given) if given >= 1 else max(1, round(given * group.width))
         return count if self.most is None else min(count, self.most - group.width)
 
     def _why_not(self, group: Resizable) -> str:
@@ -281,8 +284,9 @@ def _check(growth: Growth) -> None:
         )
     if growth.birth not in ("init", "revive"):
         raise ValueError(f"grow: birth is init or revive, got {growth.birth!r}. For others write grow+METHOD")
-    if not 0 < growth.count < math.inf or (growth.count > 1 and growth.count != int(growth.count)):
-        raise ValueError(f"grow: count is a whole number of units, or a share of the width below 1; got {growth.count}")
+    count = 1 if growth.count is None else growth.count
+    if not 0 < count < math.inf or (count > 1 and count != int(count)):
+        raise ValueError(f"grow: count is a whole number of units, or a share of the width below 1; got {count}")
     for name in ("most", "budget", "parameters"):
         value = getattr(growth, name)
         if value is not None and value < FEWEST:

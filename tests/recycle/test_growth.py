@@ -305,6 +305,15 @@ def test_the_other_method_is_asked_only_when_a_layer_is_to_grow_and_is_cut_to_wh
     assert asked(growth, [Layer("a", 4)], event=2) == {"a": [Fold([0], [1.0]), Grow(2), Split([1, 2])]}
 
 
+def test_without_a_count_it_is_the_other_method_s() -> None:
+    by = Proposals(Grow(3))
+    assert asked(Growth(by, when="every:1"), [Layer("a", 4)]) == {"a": [Grow(1)]}
+    by.count = 2  # type: ignore[attr-defined]
+    assert asked(Growth(by, when="every:1"), [Layer("a", 4)]) == {"a": [Grow(2)]}
+    assert asked(Growth(by, when="every:1", count=3), [Layer("a", 4)]) == {"a": [Grow(3)]}
+    assert asked(Growth(when="every:1"), [Layer("a", 4)]) == {"a": [Grow(1)]}
+
+
 def test_a_method_that_adds_no_unit_is_not_what_a_network_grows_by() -> None:
     told = asked(Growth(ReDo(tau=1.0), when="every:1"), [Layer("a", 4)])
     assert told == {"a": "it is to grow, but ReDo proposes no new unit (only Reset)"}
