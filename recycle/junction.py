@@ -198,6 +198,10 @@ def _branch(reading: _Reading, made: Tensor, before: Tensor) -> Branch | str:
     layer, index = reading.layer, reading.index
     inputs, gradient = reading.inputs.double().cpu(), reading.gradient.double().cpu()
     places, kind = before[0, 0].numel(), type(layer).__name__
+    if len(before) * places < _FEWEST:
+        return f"{len(before) * places} values of each unit are too few, {_FEWEST} are needed"
+    if len(inputs) != len(before):
+        return f"what a {kind} reads of the units is no function of what is made in the same place"
     same_rank = inputs.dim() == before.dim() and index.shape[1] == 1
     if isinstance(layer, nn.Linear) and same_rank:
         inputs, gradient = inputs.movedim(-1, 1), gradient.movedim(-1, 1)
@@ -233,8 +237,6 @@ def _rows(values: Tensor) -> Tensor:
 def _one_function(before: Tensor, after: Tensor) -> bool:
     """Whether a unit's activations, in the order of its pre-activations, turn at most once: ``(samples, units, *)``."""
     z, h = (t.movedim(1, 0).flatten(1) for t in (before, after))
-    if z.shape[1] < _FEWEST:
-        return False
     ordered = h.gather(1, z.argsort(1))
     travel = ordered.diff(dim=1).abs().sum(1)
     span = ordered.amax(1) - ordered.amin(1)
