@@ -271,6 +271,7 @@ class Tracker:
             names = [observer.name for observer in (*points, *_norms(group, points))]
             layers = [*map(group.module.get_submodule, names), *(layer for layer, _ in group.producers())]
             layers += [layer for layer, _ in group.fed()]
+            layers += [layer for layer, _ in self._crossings[group.name].points()] if self._crossings else []
             self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
@@ -350,6 +351,8 @@ class Tracker:
     def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
         """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
         old = torch.tensor(kept)
+        for crossing in self._crossings.values():
+            crossing.follow(group, kept, len(self.born[group.name]))
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
         self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]
@@ -358,7 +361,6 @@ class Tracker:
         self._weights[group.name] = Gradients()
         if self._inputs is not None:
             self._inputs.clear()  # consumers' inputs have other columns now
-        self._crossings = {name: Crossing(self.graph[name]) for name in self._crossings}
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
         self._measure()

@@ -499,6 +499,61 @@ def test_a_network_grows_while_it_trains_up_to_its_most(name: str, wiring: str) 
     assert task.group.width == width + 3
 
 
+CHAINS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: mlp(),
+    "convolutions": lambda: built(lambda: nn.Sequential(
+        nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Conv1d(3, 3, 2), nn.ReLU(), nn.Conv1d(3, 2, 2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(6, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gradmax", "tiny"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_neighbouring_layers_grow_at_the_same_event(name: str, chain: str) -> None:
+    """What a pass showed of a layer stays of use when the one before it is wider: new inputs were silent in it."""
+    task = Task(CHAINS[chain](), rand(64, 4) if chain == "linear" else rand(64, 2, 7))
+    recycler, optimizer = recycler_of(task, name)
+    if name == "tiny":
+        recycler.loss = None
+    train(task, recycler, optimizer)
+    recycler.optimizers[0].zero_grad()
+    before = task.net(task.x).detach()
+    report = recycler.step()
+    assert [group for group, _ in report.edits] == [group.name for group in task.graph][: len(report.edits)]
+    assert len(report.edits) == len(list(task.graph))
+    if name == "gradmax":
+        assert (task.net(task.x) - before).abs().max().item() <= 1e-14
+        task.loss().backward()
+        for group in task.graph:
+            assert task.net.get_submodule(group.name).weight.grad[-1].norm().item() > 0
+    train(task, recycler, optimizer)
+    assert len(recycler.step().edits) == len(report.edits)
+
+
+def test_of_consumers_that_read_one_value_all_are_heard() -> None:
+    """Two heads on one layer: the best outgoing weights are those of both together."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.mean, self.spread = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.trunk(x))
+            return torch.cat([self.mean(h), self.spread(h)], 1)
+
+    task = Task(built(Heads), rand(64, 4), "trunk")
+    recycler, optimizer = recycler_of(task, "gradmax", count=3)
+    train(task, recycler, optimizer)
+    ((_, edit),) = recycler.step().edits
+    assert edit.count == 3
+    new = torch.cat([task.net.mean.weight, task.net.spread.weight])[:, -3:].detach()
+    gram = new.T @ new
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-12, rtol=0)
+    train(task, recycler, optimizer)
+    assert recycler.report().groups["trunk"].width == 9
+
+
 @pytest.mark.parametrize("name", ["gradmax", "tiny"])
 def test_scores_say_where(name: str) -> None:
     """A layer that already has all that it needs scores zero, one that lacks something more."""
