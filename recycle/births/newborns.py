@@ -112,11 +112,16 @@ class Newborns:
                 "derivative at zero is zero), and no bias of their own lifts them off it. Use zero_out"
             )
 
-    def outgoing_of_length(self, directions: Elements, scale: float) -> Elements:
-        """Each unit's outgoing elements, ``scale`` times as long as those of the units that stay are on average."""
+    @property
+    def usual_outgoing(self) -> float:
+        """Length of the outgoing elements of the units that stay, their mean."""
         if not self.spoken:
             raise NotRecyclable(_ONLY_GROW)
-        usual = _lengths(self.spoken).mean()
+        return float(_lengths(self.spoken).mean())
+
+    def outgoing_of_length(self, directions: Elements, scale: float) -> Elements:
+        """Each unit's outgoing elements, ``scale`` times as long as those of the units that stay are on average."""
+        usual = self.usual_outgoing
         length = _lengths(directions).clamp_min(torch.finfo(directions[0].dtype).tiny)
         factor = (scale * usual / length).to(directions[0])[:, None, None]
         return tuple(factor * part for part in directions)
