@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from recycle.graph import UnitGroup
+from recycle.graph import Axis, UnitGroup
 from recycle.samples import patches
 
 _PASSES = 256
@@ -100,8 +100,12 @@ class Crossing:
             self.why = "the units are not made by one Linear or convolution alone"
         elif group.norms():
             self.why = f"{group.norms()[0].name!r} normalises the units"
-        self._readers = [] if isinstance(readers, str) else readers
         self.clear()
+
+    @property
+    def _readers(self) -> list[tuple[nn.Module, Axis]]:
+        found = self.group.readers()  # as they are now: a resize moves entries
+        return [] if isinstance(found, str) else found
 
     def clear(self) -> None:
         """Forget the pass."""
@@ -141,6 +145,35 @@ class Crossing:
         kept = [_Reading(at, axis.index, *self._read[axis.name]) for at, axis in self._readers]
         return as_junction(layer, own.index[:, 0], *self._made, kept)
 
+    def follow(self, resized: UnitGroup, kept: Sequence[int], width: int) -> None:
+        """Another group was resized, or this one, which had that width: new unit i was unit ``kept[i]``, or is new
+        where that is -1.
+
+        What new units of another group say, and would be told, was not seen: it is taken to be zero.
+        """
+        born = torch.tensor([i for i, unit in enumerate(kept) if unit < 0], dtype=torch.long)
+        if resized is self.group or [unit for unit in kept if unit >= 0] != list(range(width)):
+            self.clear()
+        if self._made is None:
+            return
+        ((layer, own),) = self.group.producers()
+        (x, z), read = self._made, dict(self._read)
+        for axis in resized.outgoing:
+            places = axis.index[born].flatten()
+            if axis.name == own.name:
+                x = _with_zeros(layer, x, places)
+            for at, reader in self._readers:
+                if axis.name == reader.name and reader.name in read:
+                    read[reader.name] = _with_zeros(at, read[reader.name][0], places), read[reader.name][1]
+        for axis in resized.incoming:
+            places = axis.index[born].flatten()
+            if axis.name == own.name:
+                z = _with_zeros(layer, z, places)
+            for at, reader in self._readers:
+                if axis.name == reader.name and reader.name in read:
+                    read[reader.name] = read[reader.name][0], _with_zeros(at, read[reader.name][1], places)
+        self._made, self._read = (x, z), read
+
     def state(self) -> dict[str, Any]:
         """Plain tensors."""
         made = None if self._made is None else [t.cpu().clone() for t in self._made]
@@ -150,6 +183,15 @@ class Crossing:
         """Go on from :meth:`state`."""
         self._made = None if state["made"] is None else (state["made"][0].clone(), state["made"][1].clone())
         self._read = {name: (x.clone(), g.clone()) for name, (x, g) in state["read"].items()}
+
+
+def _with_zeros(layer: nn.Module, values: Tensor, places: Tensor) -> Tensor:
+    """Zeros at these places among the features that a layer reads or gives, the others in order behind one another."""
+    dim = values.dim() - len(getattr(layer, "kernel_size", ())) - 1
+    old = torch.ones(values.shape[dim] + len(places), dtype=torch.bool)
+    old[places] = False
+    shape = [len(old) if d == dim else n for d, n in enumerate(values.shape)]
+    return values.new_zeros(shape).index_copy_(dim, old.nonzero()[:, 0].to(values.device), values)
 
 
 def _few(values: Tensor, dims: int) -> Tensor:
@@ -198,6 +240,10 @@ def _branch(reading: _Reading, made: Tensor, before: Tensor) -> Branch | str:
     layer, index = reading.layer, reading.index
     inputs, gradient = reading.inputs.double().cpu(), reading.gradient.double().cpu()
     places, kind = before[0, 0].numel(), type(layer).__name__
+    if len(before) * places < _FEWEST:
+        return f"{len(before) * places} values of each unit are too few, {_FEWEST} are needed"
+    if len(inputs) != len(before):
+        return f"what a {kind} reads of the units is no function of what is made in the same place"
     same_rank = inputs.dim() == before.dim() and index.shape[1] == 1
     if isinstance(layer, nn.Linear) and same_rank:
         inputs, gradient = inputs.movedim(-1, 1), gradient.movedim(-1, 1)
@@ -233,8 +279,6 @@ def _rows(values: Tensor) -> Tensor:
 def _one_function(before: Tensor, after: Tensor) -> bool:
     """Whether a unit's activations, in the order of its pre-activations, turn at most once: ``(samples, units, *)``."""
     z, h = (t.movedim(1, 0).flatten(1) for t in (before, after))
-    if z.shape[1] < _FEWEST:
-        return False
     ordered = h.gather(1, z.argsort(1))
     travel = ordered.diff(dim=1).abs().sum(1)
     span = ordered.amax(1) - ordered.amin(1)

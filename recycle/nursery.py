@@ -190,9 +190,29 @@ def _normalised(group: UnitGroup) -> str:
 
 
 def _read(group: UnitGroup, units: Tensor, rows: Elements) -> Elements:
-    """What the consumers read of the units with these incoming elements, on the traced calls."""
+    """What the consumers read of the units with these incoming elements, on the traced calls, and once more disturbed:
+    what depends on other units does so on the inputs, even if these are all alike in the calls.
+    """
     with undisturbed(group.module), torch.no_grad():
-        return tuple(values.double().cpu() for values in _run(group, units, rows))
+        plain = _run(group, units, rows)
+        with _disturbed(group.module):
+            other = _run(group, units, rows)
+        return tuple(torch.cat(values).double().cpu() for values in zip(plain, other, strict=True))
+
+
+@contextmanager
+def _disturbed(module: nn.Module) -> Iterator[None]:
+    """All parameters a little different."""
+    generator = torch.Generator().manual_seed(0)
+    saved = [(p, p.detach().clone()) for p in module.parameters() if p.is_floating_point()]
+    try:
+        for parameter, value in saved:
+            draw = torch.rand(value.shape, generator=generator, dtype=torch.double)
+            parameter.copy_(value * (0.9 + 0.2 * draw).to(value))
+        yield
+    finally:
+        for parameter, value in saved:
+            parameter.copy_(value)
 
 
 def _slope(group: UnitGroup, units: Tensor, rows: Elements) -> Tensor:

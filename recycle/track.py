@@ -279,6 +279,7 @@ class Tracker:
             names = [observer.name for observer in (*points, *_norms(group, points))]
             layers = [*map(group.module.get_submodule, names), *(layer for layer, _ in group.producers())]
             layers += [layer for layer, _ in group.fed()]
+            layers += [layer for layer, _ in self._crossings[group.name].points()] if self._crossings else []
             self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
@@ -362,6 +363,8 @@ class Tracker:
     def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
         """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
         old = torch.tensor(kept)
+        for crossing in self._crossings.values():
+            crossing.follow(group, kept, len(self.born[group.name]))
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
         self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]

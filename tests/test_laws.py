@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import recycle
 from recycle import Fold, Merge, Prune, Reset, Split
 from recycle.births import like_init, mirror, revive
+from recycle.resize import reshape
 from recycle.track import Tracker
 
 from .nets import ZOO, Net, Wire
@@ -1328,6 +1329,7 @@ def _history(method: str, steps: int = 4, *, stop: int | None = None) -> tuple[l
             file.seek(0)
             loaded = torch.load(file, weights_only=True)
             net = spec.build()
+            reshape(net, {name: tensor.shape for name, tensor in loaded["net"].items()})  # some methods widen
             net.load_state_dict(loaded["net"])
             calls, optimizer, recycler = start(seeded(999))
             optimizer.load_state_dict(loaded["opt"])

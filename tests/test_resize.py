@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Fold, Grow, Merge, NotRecyclable, Prune, Recycler, Reset, Split, UnitGroup
-from recycle.births import mirror
+from recycle.births import gradmax, mirror, near_zero, paired
 from tests.nets import ZOO
 from tests.test_laws import OPTIMIZERS, Case, distance, loss_of, seeded, trace
 
@@ -130,6 +131,77 @@ def test_resizing_is_exact_and_comes_undone(name: str) -> None:
         recycle.apply(Merge(width, width - 1), group, optimizers=[optimizer])
         assert group.width == width
         assert distance(before, case.outputs()) <= EXACT
+
+
+# Why gradmax may refuse a group: nothing to be had, or nothing that can be proved.
+GRADMAX_REFUSALS = (
+    "normalises them", "would have no gradient", "directions of outgoing weights have a gradient", "are not constant",
+    "no hook sees what the consumers would read", "cannot be differentiated twice",
+)  # fmt: skip
+NEAR_ZERO_REFUSALS = ("normalises them", "are not constant", "no hook sees what the consumers would read", "at rest")
+GRADMAX_FEWEST = 60
+"""Groups of the zoo that it widens, at least."""
+
+
+def refusal(action: Callable[[], None]) -> str:
+    """Why it was refused, "" if it was not."""
+    try:
+        action()
+    except NotRecyclable as error:
+        return str(error)
+    return ""
+
+
+def test_new_units_that_speak_at_once_are_exact_all_over_the_zoo() -> None:
+    """Pairs that cancel and equal shares always; lifted units with the largest gradient wherever they can be had."""
+    grown = []
+    for name in (n for n in ZOO if ZOO[n].groups):
+        case = trace(name)
+        for group in case.graph:
+            if not group.resizable:
+                continue
+            for edit in (Grow(2, paired), Split([0, 0, 1], share=None)):
+                before = case.outputs()
+                recycle.apply(edit, group, generator=seeded())
+                assert distance(before, case.outputs()) <= EXACT, (name, group.name, edit)
+            before, first = case.outputs(), described(group)
+            loss = partial(loss_of, case.calls)
+            why = refusal(lambda g=group, loss=loss: recycle.apply(Grow(2, gradmax), g, generator=seeded(), loss=loss))
+            if why:
+                assert any(reason in why for reason in GRADMAX_REFUSALS), (name, group.name, why)
+                assert described(group) == first and distance(before, case.outputs()) == 0
+                continue
+            assert distance(before, case.outputs()) <= EXACT, (name, group.name)
+            grown.append(name)
+            loss_of(case.calls).backward()
+            newborns = torch.tensor([group.width - 2, group.width - 1])
+            moved = [axis.read(group.tensor(axis.name).grad, newborns) for axis in group.incoming
+                     if axis.role == "weight" and group.tensor(axis.name).grad is not None]  # fmt: skip
+            assert bool(torch.cat([m.flatten(1) for m in moved], 1).any(1).all()), (name, group.name)
+            case.net.zero_grad()
+    assert len(grown) >= GRADMAX_FEWEST, len(grown)
+
+
+def test_near_zero_moves_the_output_by_the_square_of_its_size_all_over_the_zoo() -> None:
+    ratios = {}
+    for name in (n for n in ZOO if ZOO[n].groups):
+        changes = []
+        for size in (1e-3, 1e-4):
+            case = trace(name)
+            group = next((g for g in case.graph if g.resizable), None)
+            if group is None:
+                break
+            before = case.outputs()
+            edit = Grow(2, partial(near_zero, size=size))
+            why = refusal(lambda g=group, edit=edit: recycle.apply(edit, g, generator=seeded()))
+            if why:
+                assert any(r in why for r in NEAR_ZERO_REFUSALS), (name, why)
+                break
+            changes.append(distance(before, case.outputs()))
+        if len(changes) == 2:
+            ratios[name] = changes
+    assert len(ratios) >= GRADMAX_FEWEST, len(ratios)
+    assert not {name: c for name, c in ratios.items() if not c[1] <= 0.02 * c[0] <= 1e-3}
 
 
 @every_net

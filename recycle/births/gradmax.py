@@ -27,17 +27,21 @@ def gradmax(newborns: Newborns, *, lift: float = 0.1, scale: float = 1.0) -> Bor
 
     torch's derivative of a ReLU at zero is zero, so a unit with nothing incoming would never move. The bias is
     therefore ``lift``, and what the unit gives then is taken off its consumers' biases: the output stays as it was.
-    Where those cannot make up for it (no bias, padding) two units share a direction, with opposite outgoing weights.
+    Where those cannot make up for it (no bias, padding, a factor that depends on the data) two units share a direction,
+    with opposite outgoing weights: exact whatever reads them.
     Refused behind a normalisation, and where no direction is left that has a gradient.
     """
     newborns.refuse_normalised("gradmax")
     count = len(newborns.fresh[0])
-    twice = bool(newborns.why_not_foldable)
+    rows, rest, why = newborns.resting(lift), None, newborns.why_not_foldable
+    if not why:
+        try:
+            rest = newborns.at_rest(lift)[1]
+        except NotRecyclable as error:
+            why = str(error)
+    twice = rest is None
     if twice and count % 2:
-        raise NotRecyclable(
-            f"{newborns.why_not_foldable}: gradmax then makes two units at a time. Grow an even number, got {count}"
-        )
-    rows, rest = (newborns.resting(lift), None) if twice else newborns.at_rest(lift)
+        raise NotRecyclable(f"gradmax makes two units at a time here ({why}): Grow an even number, got {count}")
     newborns.refuse_deaf(rows)
     wanted = count // 2 if twice else count
     if isinstance(newborns.junction, Junction):
@@ -84,25 +88,25 @@ def shaped(vectors: Tensor, like: Elements) -> Elements:
 
 
 def _iterated(pairing: Pairing, newborns: Newborns, count: int) -> tuple[Tensor, Elements]:
-    """The largest singular values and vectors, by orthogonal iteration: each newborn carries one vector.
+    """The largest singular values and vectors, ``count`` of them or all, by orthogonal iteration.
 
-    All newborns are alike, so each has the same bilinear form, and their vectors are kept orthogonal.
+    All newborns are alike, so each has the same bilinear form: each carries one vector, and these are kept orthogonal.
     """
     units = len(newborns.fresh[0])
     learned = [axis.role in ("weight", "bias") for axis in newborns.axes]
-    vectors = _orthogonal(_flat(newborns.sent)[:count])
-    values = torch.zeros(count, dtype=torch.double)
+    start, fan_in = _flat(newborns.sent), sum(part[0].numel() for part in newborns.fresh)
+    count = min(count, start.shape[1], fan_in)
+    vectors, values = _orthogonal(start[:count]), torch.zeros(count, dtype=torch.double)
     for _ in range(_STEPS):
         full = torch.cat([vectors, vectors.new_zeros(units - count, vectors.shape[1])])
         into = pairing.incoming(shaped(full, newborns.sent))
         into = tuple(part if own else torch.zeros_like(part) for part, own in zip(into, learned, strict=True))
         before, (turn, values, _) = values, torch.linalg.svd(_flat(into)[:count], full_matrices=False)
         vectors = turn.T @ vectors  # the singular vectors within their span
-        if values.shape != before.shape or bool((values - before).abs().max() <= _SETTLED * values.max()):
+        if float((values - before).abs().max()) <= _SETTLED * float(values.max()):
             break
         vectors = _orthogonal(_flat(pairing.outgoing(into))[:count])
-    values = torch.cat([values, values.new_zeros(max(0, count - len(values)))])
-    return values, tuple(part[:count] for part in shaped(vectors, tuple(s[: len(vectors)] for s in newborns.sent)))
+    return values, shaped(vectors, newborns.sent)
 
 
 def _flat(parts: Elements) -> Tensor:

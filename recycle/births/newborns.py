@@ -49,8 +49,9 @@ class Newborns:
     sent: Elements = ()
     """Standard normal numbers shaped like the newborns' own outgoing elements."""
     read: Callable[[Elements], Elements] | None = None
-    """What the consumers would read of newborns with these incoming elements on the traced calls: ``(values, units)``
-    for each distinct value that is consumed. None outside of a Grow."""
+    """What the consumers would read of newborns with these incoming elements, ``(values, units)`` for each distinct
+    value that is consumed: on the traced calls, and once more with all other parameters of the network disturbed. None
+    outside of a Grow."""
     slope: Callable[[Elements], Tensor] | None = None
     """How strongly what the consumers read depends on the incoming weights, if these are a newborn's elements, by
     torch's derivatives on the traced calls: ``(units,)``."""
@@ -96,7 +97,9 @@ class Newborns:
         values = self._read(rows)
         low, high = torch.cat(values).amin(0), torch.cat(values).amax(0)
         if bool((high - low > 1e-9 * high.abs()).any()):
-            raise NotRecyclable("units at rest are not constant (a state changes, or activations are dropped)")
+            raise NotRecyclable(
+                "units at rest are not constant: what is read of them depends on the data (a state, a factor)"
+            )
         return rows, high
 
     def refuse_deaf(self, rows: Elements) -> None:
@@ -109,9 +112,16 @@ class Newborns:
                 "derivative at zero is zero), and no bias of their own lifts them off it. Use zero_out"
             )
 
+    @property
+    def usual_outgoing(self) -> float:
+        """Length of the outgoing elements of the units that stay, their mean."""
+        if not self.spoken:
+            raise NotRecyclable(_ONLY_GROW)
+        return float(_lengths(self.spoken).mean())
+
     def outgoing_of_length(self, directions: Elements, scale: float) -> Elements:
         """Each unit's outgoing elements, ``scale`` times as long as those of the units that stay are on average."""
-        usual = _lengths(self.spoken).mean()
+        usual = self.usual_outgoing
         length = _lengths(directions).clamp_min(torch.finfo(directions[0].dtype).tiny)
         factor = (scale * usual / length).to(directions[0])[:, None, None]
         return tuple(factor * part for part in directions)

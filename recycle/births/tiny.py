@@ -23,9 +23,9 @@ def tiny(newborns: Newborns, *, amplitude: float = 0.1) -> Born:
     The gradient at the consumers' outputs, less what their present weights could do about it, is paired with the
     units' inputs in units of their covariance; its singular vectors are the weights of both sides, each times the root
     of its singular value. This changes the function: the strongest unit's pre-activation has a root mean square of
-    ``amplitude``, and its outgoing weights that norm. Where a loss was passed, the amplitude is that of 1, 1/2, 1/4,
-    ... which lowers it most. Of both signs of a direction, which only matter to one-sided activations, that whose
-    active half is worth more is taken.
+    ``amplitude``, and its outgoing weights are ``amplitude`` times as long as those of the units that stay are on
+    average. Where a loss was passed, the amplitude is that of 1, 1/2, 1/4, ... which lowers it most. Of both signs of
+    a direction, which only matter to one-sided activations, that whose active half is worth more is taken.
 
     Closed form only; refused behind a normalisation.
     """
@@ -39,7 +39,7 @@ def tiny(newborns: Newborns, *, amplitude: float = 0.1) -> Born:
         raise NotRecyclable(f"only {found} directions would lower the loss, {count} were asked for")
     sign = _better_half(newborns.junction, incoming[:count], outgoing[:count])
     size = ((values[:count] / values[0]).sqrt() * sign)[:, None]
-    sent = shaped(size * outgoing[:count], newborns.sent)
+    sent = shaped((newborns.usual_outgoing or 1.0) * size * outgoing[:count], newborns.sent)
     rows = _incoming(newborns, size * incoming[:count])
     if bool(newborns.at_rest(0.0)[1].any()):
         raise NotRecyclable("tiny needs an activation that gives zero for zero (ReLU, tanh)")

@@ -29,8 +29,8 @@ class Tiny:
     most: int | None = None
     """No layer becomes wider; None: no bound."""
     amplitude: float = 0.1
-    """Root mean square of the strongest newborn's pre-activation, and the norm of its outgoing weights; with a loss
-    the best of 1, 1/2, 1/4, ... is taken instead."""
+    """Root mean square of the strongest newborn's pre-activation, and the length of its outgoing weights relative to
+    the mean of the layer's; with a loss the best of 1, 1/2, 1/4, ... is taken instead."""
 
     needs: ClassVar[tuple[str, ...]] = ("junction",)
 

@@ -21,13 +21,18 @@ from recycle.edits import describe
 from recycle.firing import Firing
 from recycle.methods import METHODS, find
 from recycle.methods.cbp import ContinualBackprop
+from recycle.methods.expand import Expand
+from recycle.methods.firefly import Firefly
 from recycle.methods.folding import Folding
 from recycle.methods.gradient_cutoff import GradientCutoff
+from recycle.methods.gradmax import GradMax
 from recycle.methods.grow import Growth
 from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.near_zero import NearZero
+from recycle.methods.net2wider import Net2Wider
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
@@ -39,6 +44,7 @@ from recycle.methods.senn import SelfExpanding
 from recycle.methods.shrink_perturb import ShrinkPerturb
 from recycle.methods.snr import SelfNormalizedResets
 from recycle.methods.split import SplitDead
+from recycle.methods.tiny import Tiny
 from recycle.samples import Sample
 from recycle.stats import Stats
 
@@ -117,13 +123,32 @@ def test_the_built_in_methods() -> None:
         "grow": Growth,
         "senn": SelfExpanding,
         "folding": Folding,
+        "expand": Expand, "near_zero": NearZero, "net2wider": Net2Wider,
+        "gradmax": GradMax, "tiny": Tiny, "firefly": Firefly,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if callable(find(name)())])
+GROWING = {"expand", "near_zero", "net2wider", "gradmax", "tiny", "firefly"}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if callable(find(name)()) and name not in GROWING])
 def test_nothing_dead_means_no_edit(name: str) -> None:
     assert find(name)()(Layer(3), HEALTHY) == []
+
+
+@pytest.mark.parametrize("name", sorted(GROWING))
+def test_growth_stops_at_its_most(name: str) -> None:
+    method = find(name)(count=4, most=5)
+    added = [len(e.parents) if isinstance(e, Split) else e.count for e in method(Layer(3), HEALTHY)]
+    assert (added, method(Layer(5), HEALTHY), method(Layer(9), HEALTHY)) == ([2], [], [])
+
+
+def test_gradmax_comes_in_pairs_where_biases_cannot_make_up_for_it() -> None:
+    layer = Layer(3, why_not_foldable="a consumer has no bias")
+    counts = [sum(e.count for e in GradMax(count, most)(layer, HEALTHY)) for count, most in
+              [(1, None), (2, None), (3, None), (4, 6), (1, 4), (2, 5)]]  # fmt: skip
+    assert counts == [2, 2, 4, 2, 0, 2]
 
 
 @pytest.mark.parametrize("name", list(METHODS))
