@@ -23,7 +23,7 @@ def test_larger_training_sets_contain_the_smaller_ones_and_no_test_image() -> No
     assert torch.equal(small[2], large[2]) and not torch.equal(small[2], digits(5, seed=4)[2])
     rows = {tuple(row.tolist()) for row in large[0]}
     assert all(tuple(row.tolist()) in rows for row in small[0])
-    assert 0 <= large[0].min() and large[0].max() == 1
+    assert large[0].min() >= 0 and large[0].max() == 1
     here = {tuple(row.tolist()) for row in large[2]}
     assert len(here & rows) == 0
 
