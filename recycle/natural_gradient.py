@@ -170,7 +170,7 @@ class Proposal:
     cost: float = 1.0
     """What it costs beside a unit: SENN divides the gain of a new layer by 20."""
     rows: Tensor | None = None
-    """Incoming weights of a new unit, ``(fan_in,)``; None for an extension of another kind."""
+    """Incoming weights of a new unit, ``(fan_in,)``; None if none gains anything, or for another kind of extension."""
     error: float = 0.0
     """Standard error of the gain."""
 
@@ -247,13 +247,9 @@ def widening(
         residual = unexplained(features[held], gradients[held])
         each.append(held_out_gains(activation(inputs[held] @ unit.T), residual, weights, curvature))
     worth = torch.cat(each)
-    return Proposal(
-        gain=float(worth.mean()),
-        error=float(worth.std()) / math.sqrt(len(worth)),
-        current=score(features, gradients, whole),
-        energy=energy(gradients, whole),
-        rows=found(order)[0][0],
-    )
+    gained, error = float(worth.mean()), float(worth.std()) / math.sqrt(len(worth))
+    rows = found(order)[0][0] if gained > 0 else None
+    return Proposal(gained, score(features, gradients, whole), energy(gradients, whole), error=error, rows=rows)
 
 
 def _basis(features: Tensor) -> Tensor:

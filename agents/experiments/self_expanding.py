@@ -116,8 +116,9 @@ def run(examples: int, seed: int, args: Args) -> Result:
     net = _network(args.initial, seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
     method = SelfExpanding(relative=args.relative, absolute=args.absolute, certainty=args.certainty)
+    graph = recycle.trace(net, lambda: net(x[:2]))
     recycler = recycle.Recycler(
-        recycle.trace(net, lambda: net(x[:2])),
+        graph,
         method,
         optimizers=[optimizer],
         generator=torch.Generator().manual_seed(seed),
@@ -129,7 +130,7 @@ def run(examples: int, seed: int, args: Args) -> Result:
     while idle < args.patience and len(widths) < args.events:
         _train(net, optimizer, x, y, args.every)
         idle = 0 if recycler.step().edits else idle + 1
-        widths.append(len(net[0].weight))
+        widths.append(graph["0"].width)
     recycler.detach()
     nets = {"grown": net}
     for arm, width in (("final width", widths[-1]), ("initial width", args.initial)):
@@ -167,8 +168,7 @@ def _network(width: int, seed: int) -> nn.Sequential:
 
 def _train(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, updates: int) -> None:
     for _ in range(updates):
-        loss: Tensor = nn.functional.cross_entropy(net(x), y)
-        loss.backward()
+        torch.autograd.backward(nn.functional.cross_entropy(net(x), y))
         optimizer.step()
         optimizer.zero_grad()
 
