@@ -38,7 +38,8 @@ from recycle.optimizers import add_beside
 from recycle.proof import prove_unchanged
 from recycle.tracing import undisturbed
 
-_BETWEEN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.dropout._DropoutNd)
+_BETWEEN = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.dropout._DropoutNd,
+            nn.Identity)  # fmt: skip
 """What may stand between a layer and its activation."""
 
 
@@ -221,9 +222,9 @@ def _front(module: nn.Module, path: str, behind: int) -> nn.Module | None:
 
 def _activation_in(entry: nn.Module) -> nn.Module | None:
     """The activation that an entry is, or ends with behind normalisations; else None."""
-    *others, last = [part for part in entry.modules() if not isinstance(part, nn.Sequential)]
-    ends = type(last).__module__ == nn.ReLU.__module__ and all(isinstance(part, _BETWEEN) for part in others)
-    return last if ends else None
+    parts = [part for part in entry.modules() if not isinstance(part, nn.Sequential)]
+    ends = parts and type(parts[-1]).__module__ == nn.ReLU.__module__
+    return parts[-1] if ends and all(isinstance(part, _BETWEEN) for part in parts[:-1]) else None
 
 
 def _replaces_entries(holder: nn.Module) -> bool:

@@ -118,14 +118,18 @@ def _activation(edit: Deepen, like: Any, front: nn.Module | None) -> Any:
 
 
 def _check_identity(activation: nn.Module, front: nn.Module | None) -> None:
-    """Refuse ``s`` unless ``s(x) = x`` for all that comes out of the activation before it, where that is known."""
-    learned = [*activation.parameters(), *(() if front is None else front.parameters())]
-    if front is None or learned:
+    """Refuse ``s`` unless ``s(x) = x`` for all that comes out of the activation before it.
+
+    Where that is not known it is taken for a ReLU: whether there are negative values too the trial tells, not how
+    large they grow.
+    """
+    if isinstance(activation, nn.PReLU) or (front is not None and next(front.parameters(), None) is not None):
         return  # the trial on random parameters tells
+    before = nn.ReLU() if front is None else copy.deepcopy(front).eval()
     grid = torch.logspace(-3, 3, 121, dtype=torch.double)
-    signal = copy.deepcopy(front).eval()(torch.cat([-grid.flip(0), grid]))
+    signal = before(torch.cat([-grid.flip(0), grid]))
     off = (copy.deepcopy(activation).eval()(signal.clone()) - signal).abs() / signal.abs().clamp_min(1.0)
     if not float(off.max()) <= 1e-12:
-        value = float(signal[off.argmax()])
-        now, before = type(activation).__name__, type(front).__name__
-        raise NotRecyclable(f"{now} is not the identity on what {before} gives, such as {value:.3g}, with any weights")
+        value = f"{float(signal[off.argmax()]):.3g}"
+        now, given = type(activation).__name__, type(before).__name__
+        raise NotRecyclable(f"{now} is not the identity on what {given} gives, such as {value}, with any weights")

@@ -236,6 +236,8 @@ REFUSED: list[tuple[Any, str, dict[str, Any], str]] = [
     (lambda: mlp(), "7", {}, "no layer '7' to insert one behind"),
     (lambda: mlp(), "4", {}, "no activation stands behind '4' in its nn.Sequential, and reaches the module's output"),
     (_signed, "fc", {}, "the output would change by"),
+    (ZOO["no_bias"].build, "0", {"activation": "ReLU6"}, "ReLU6 is not the identity on what ReLU gives"),
+    (ZOO["functional_relu"].build, "fc1", {"activation": "Hardtanh"}, "Hardtanh is not the identity on what ReLU"),
     (_looks_into_it, "fc", {}, "which no hook|no Linear layer or convolution that is called as such"),
     (lambda: _by_number().double(), "s.0", {}, "the output would change by|the call fails"),
     (_twice, "fc", {}, "a and b read its units"),

@@ -26,6 +26,7 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
 from recycle.methods.redo import ReDo
@@ -111,6 +112,7 @@ def test_the_built_in_methods() -> None:
         "shrink_perturb": ShrinkPerturb, "l2_init": L2Init, "layer_reset": LayerReset,
         "replay": Replay,
         "plasticity_injection": PlasticityInjection,
+        "net2deeper": Net2Deeper,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
