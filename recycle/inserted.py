@@ -13,7 +13,7 @@ from recycle.graph import NotRecyclable
 from recycle.interventions import Deepen
 from recycle.names import did_you_mean
 
-_CONVOLUTIONS: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_KINDS: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS: tuple[Any, ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """By how many axes of positions the signal has."""
 
@@ -34,7 +34,8 @@ class Blend(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., units)``, or ``(batch, units, *positions)`` behind a convolution, to the same shape."""
         p = self.p.view(-1, *[1] * self.positions)
-        return x + p * (self.activation(x) - x)
+        result: Tensor = x + p * (self.activation(x) - x)
+        return result
 
 
 class Branch(nn.Module):
@@ -91,7 +92,7 @@ def _layer(edit: Deepen, like: Any, matrix: Tensor) -> Any:
     how: dict[str, Any] = {"bias": like.bias is not None, "device": like.weight.device, "dtype": like.weight.dtype}
     if positions:
         how |= {"kernel_size": edit.kernel, "padding": edit.kernel // 2}
-    layer: Any = skip_init(_CONVOLUTIONS[max(positions, 0)], into, out, **how)
+    layer: Any = skip_init(_KINDS[positions], into, out, **how)  # type: ignore[no-untyped-call]
     for parameter in layer.parameters():
         parameter.detach().zero_()
     layer.weight.detach()[(slice(None), slice(None), *[edit.kernel // 2] * positions)] = matrix.to(like.weight)
@@ -107,22 +108,28 @@ def _activation(edit: Deepen, like: Any, front: nn.Module | None) -> Any:
             raise NotRecyclable(
                 f"torch.nn has no activation {edit.activation!r}; {did_you_mean(edit.activation, known)}"
             )
-        kind = getattr(nn, edit.activation)
-        activation = kind().to(like.weight)
+        try:
+            activation = getattr(nn, edit.activation)().to(like.weight)
+        except TypeError as error:
+            raise NotRecyclable(f"{edit.activation} needs arguments: name an activation without") from error
     if isinstance(activation, nn.PReLU) and edit.kind == "identity":
         activation.weight.detach().fill_(1.0)
     return activation
 
 
 def _check_identity(activation: nn.Module, front: nn.Module | None) -> None:
-    """Refuse ``s`` unless ``s(x) = x`` for all that comes out of the activation before it, where that is known."""
-    learned = [*activation.parameters(), *(() if front is None else front.parameters())]
-    if front is None or learned:
+    """Refuse ``s`` unless ``s(x) = x`` for all that comes out of the activation before it.
+
+    Where that is not known it is taken for a ReLU: whether there are negative values too the trial tells, not how
+    large they grow.
+    """
+    if isinstance(activation, nn.PReLU) or (front is not None and next(front.parameters(), None) is not None):
         return  # the trial on random parameters tells
+    before = nn.ReLU() if front is None else copy.deepcopy(front).eval()
     grid = torch.logspace(-3, 3, 121, dtype=torch.double)
-    signal = copy.deepcopy(front).eval()(torch.cat([-grid.flip(0), grid]))
+    signal = before(torch.cat([-grid.flip(0), grid]))
     off = (copy.deepcopy(activation).eval()(signal.clone()) - signal).abs() / signal.abs().clamp_min(1.0)
     if not float(off.max()) <= 1e-12:
-        value = float(signal[off.argmax()])
-        now, before = type(activation).__name__, type(front).__name__
-        raise NotRecyclable(f"{now} is not the identity on what {before} gives, such as {value:.3g}, with any weights")
+        value = f"{float(signal[off.argmax()]):.3g}"
+        now, given = type(activation).__name__, type(before).__name__
+        raise NotRecyclable(f"{now} is not the identity on what {given} gives, such as {value}, with any weights")

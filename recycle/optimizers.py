@@ -97,9 +97,9 @@ def add_beside(
         params.insert(earlier[-1] + 1 if earlier else known[0], parameter)
     home["params"] = params
     if isinstance(optimizer, Adagrad):  # the others begin a parameter's state at its first step
-        options = {key: value for key, value in home.items() if key != "params"}
+        begun = Adagrad(born, initial_accumulator_value=home["initial_accumulator_value"])
         for parameter in born:
-            optimizer.state[parameter] = Adagrad([{**options, "params": [parameter]}]).state[parameter]
+            optimizer.state[parameter] = begun.state[parameter]
             undo.append(_forget(optimizer, parameter))
 
 

@@ -324,7 +324,7 @@ def test_a_skip_connection_is_a_consumer_too() -> None:
 # ---------------------------------------------------------------- the optimizer's step count
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in GROWING])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_check_with_nothing_dead_touches_no_step_count(name: str) -> None:
     """Zeroing every tensor's ``step`` at every check trained "ReDo on" runs at a third of the learning rate."""
     net = mlp(alive=True)

@@ -17,6 +17,8 @@ class Net2Deeper:
     """
 
     kind: Literal["identity", "pair", "blend", "residual"] = "identity"
+    """What the new layer is: plain weights between ReLUs, the two signs of a signal between ReLUs, a learned blend of
+    the identity and an activation, or a residual branch that begins at zero."""
     layers: tuple[str, ...] = ()
     """Paths of hidden layers behind each of which one is inserted, once. None: at each event behind the last that has
     a place for one; of an actor and a critic in one network, behind the last of each."""

@@ -32,6 +32,7 @@ from recycle.methods.layer_reset import LayerReset
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.near_zero import NearZero
+from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.net2wider import Net2Wider
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.random import Random
@@ -125,6 +126,7 @@ def test_the_built_in_methods() -> None:
         "folding": Folding,
         "expand": Expand, "near_zero": NearZero, "net2wider": Net2Wider,
         "gradmax": GradMax, "tiny": Tiny, "firefly": Firefly,
+        "net2deeper": Net2Deeper,
     } == METHODS  # fmt: skip
     assert all(find(name)().needs is not None for name in METHODS)
 
