@@ -84,7 +84,7 @@ class _Tail:
 
     def margin(self, row: Tensor, point: Tensor) -> Tensor:
         """See :attr:`recycle.folding.Mistakes.margin`; of one network."""
-        weight, bias = self.layer.weight.detach().flatten(1), self.layer.bias  # type: ignore[union-attr, operator]
+        weight, bias = self.weight(self.layer).flatten(1), self.layer.bias
 
         def move(x: Tensor, y: Tensor) -> Tensor:
             self._compare(x)
