@@ -400,6 +400,7 @@ class Tracker:
             settled=_settled(group) if live else None,
             sample=self._sample_of(group),
             inputs=self._inputs_of(group),
+            mistakes=None,  # the recycler knows whether a method has examples
             generator=generator,
         )
 

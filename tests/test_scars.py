@@ -18,7 +18,9 @@ from recycle import Fold, Recycler, Reset, Split
 from recycle.methods.redo import ReDo
 
 METHODS = sorted(name for name in recycle.METHODS if callable(recycle.find(name)()))  # those that edit units
-RECYCLING = [name for name in METHODS if name not in ("monitor", "replay", "folding")]  # these act on a file's or examples' word alone
+RECYCLING = [
+    name for name in METHODS if name not in ("monitor", "replay", "folding")
+]  # these act on a file's or examples' word alone
 EAGER = {
     "gradient_cutoff": {"split": 0.02},
     "cbp": {"rate": 0.25, "maturity": 0},

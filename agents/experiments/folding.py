@@ -120,7 +120,8 @@ class Nets:
     def __call__(self, points: Tensor) -> Tensor:
         """Outputs ``(nets, points, 2)`` of points ``(points, 2)``, or of each net's own ``(nets, points, 2)``."""
         hidden = (points @ self.incoming[:, :, :2].mT + self.incoming[:, None, :, 2]).relu()
-        return hidden @ self.outgoing[:, :, :-1].mT + self.outgoing[:, None, :, -1]
+        outputs: Tensor = hidden @ self.outgoing[:, :, :-1].mT + self.outgoing[:, None, :, -1]
+        return outputs
 
     def of(self, which: slice) -> Nets:
         """Some of the networks, in double precision."""
@@ -319,7 +320,17 @@ def summary(results: dict[str, list[Results]], args: Args) -> Table:
     """Counts of every arm and task, with standard errors; ratios to random, and differences to the control."""
     title = f"of {args.networks} networks 2-3-2, how many get as accurate as the best: mean of {args.seeds} data sets"
     table = Table(title=title, title_justify="left")
-    headings = ("task", "arm", "best - 0.5 pt", "of random", "over control", "best - 2 pt", "of random", "best", "folds")
+    headings = (
+        "task",
+        "arm",
+        "best - 0.5 pt",
+        "of random",
+        "over control",
+        "best - 2 pt",
+        "of random",
+        "best",
+        "folds",
+    )
     for column in headings:
         table.add_column(column, justify="left" if column in ("task", "arm") else "right")
     for name, of_seeds in results.items():
@@ -378,7 +389,7 @@ def _draw_boundary(panel: Axes, nets: Nets, x: Tensor, y: Tensor) -> None:
     outputs = nets(grid)[0]
     apart = (outputs[:, 1] - outputs[:, 0]).reshape(200, 200)
     for kind in (0, 1):
-        panel.scatter(*x[y == kind].T, s=5, color=COLOURS[kind], linewidths=0)
+        panel.plot(x[y == kind, 0], x[y == kind, 1], ".", markersize=3, color=COLOURS[kind])
     panel.contour(across, up, apart, levels=[0], colors="black", linewidths=1.6)
     for unit, (a, b, c) in enumerate(nets.incoming[0].tolist()):
         line = (a * grid[:, 0] + b * grid[:, 1] + c).reshape(200, 200)
