@@ -32,6 +32,8 @@ _GRID = 32
 """Points of the way to the fold point at which the sign of the boundary functional is looked at."""
 _NARROWINGS = 40
 """Steps that narrow a change of sign down, at most; within one linear piece the first one is exact."""
+_LEAST = 1e-3
+"""Cosine with the side on which an instance must be active, that the ascent keeps at least."""
 _FLAT = 1e-12
 """Squared slope of the functional below which a segment is dead."""
 
@@ -264,13 +266,17 @@ def steepest(
         generator: source of randomness; None: torch's global one.
     """
     nets, size = toward.shape
-    side = _unit(toward)[:, None] if active else torch.zeros_like(toward)[:, None]
+    side = _within(_unit(toward)[:, None], within) if active else torch.zeros_like(toward)[:, None]
+    side = _unit(torch.where(side.norm(dim=2, keepdim=True) > _LEAST, side, 0.0))
     if size == 2 and within is None:
         angle = torch.arange(_ANGLES, dtype=toward.dtype, device=toward.device) * (2 * torch.pi / _ANGLES)
         tried = torch.stack([angle.cos(), angle.sin()], 1).expand(nets, -1, -1)
         return _best(tried, score(tried).detach(), side)
     draws = torch.randn(nets, _STARTS, size, generator=generator, dtype=torch.double).to(toward)
-    tried = _feasible(torch.cat([toward[:, None], draws], 1), within, side)
+    if active:
+        draws = torch.cat([side, draws], 1)
+    away = (draws * side).sum(2, keepdim=True) < 0
+    tried = _feasible(torch.where(away, -draws, draws), within, side)
     kept, worth = tried, torch.full(tried.shape[:2], -torch.inf, dtype=tried.dtype, device=tried.device)
     for step in range(_ASCENT + 1):
         with torch.enable_grad():
@@ -291,12 +297,18 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _feasible(tried: Tensor, within: Tensor | None, side: Tensor) -> Tensor:
-    """Unit vectors in the hyperplane, those that look away from the side turned round."""
-    if within is not None:
-        normal = _unit(within)[:, None]
-        tried = tried - (tried * normal).sum(2, keepdim=True) * normal
-    away = (tried * side).sum(2, keepdim=True) < 0
-    return _unit(torch.where(away, -tried, tried))
+    """The nearest unit vectors in the hyperplane that look to the side."""
+    tried = _unit(_within(tried, within))
+    facing = (tried * side).sum(2, keepdim=True)
+    return _unit(tried + (_LEAST - facing).clamp_min(0) * side)
+
+
+def _within(vectors: Tensor, normal: Tensor | None) -> Tensor:
+    """Projected into the hyperplane with that normal."""
+    if normal is None:
+        return vectors
+    normal = _unit(normal)[:, None]
+    return vectors - (vectors * normal).sum(2, keepdim=True) * normal
 
 
 def _best(tried: Tensor, values: Tensor, side: Tensor) -> Tensor:

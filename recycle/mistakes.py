@@ -15,6 +15,7 @@ from recycle.graph import Axis, NotRecyclable, UnitGroup, plain
 from recycle.samples import patches
 from recycle.tracing import undisturbed
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Hook: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]
 """Input and output of a layer to another output, or None."""
 
@@ -80,11 +81,12 @@ class _Tail:
         self.slopes = [torch.zeros_like(y) if g is None else g for y, g in zip(watched, slopes, strict=True)]
         self.losses = losses.detach()
         self.coefficients, self.offset, self.wrong = boundary(outputs.detach(), targets)
-        self.rows = self.read.flatten(0, -2) if self.features == -1 else patches(layer, self.read)  # type: ignore[arg-type]
+        self.rows = patches(layer, self.read) if isinstance(layer, _CONVOLUTIONS) else self.read.flatten(0, -2)
 
     def margin(self, row: Tensor, point: Tensor) -> Tensor:
         """See :attr:`recycle.folding.Mistakes.margin`; of one network."""
-        weight, bias = self.layer.weight.detach().flatten(1), self.layer.bias  # type: ignore[union-attr, operator]
+        weight = self.group.tensor(self.axis.name).detach().flatten(1)
+        bias = dict(self.layer.named_parameters()).get("bias")
 
         def move(x: Tensor, y: Tensor) -> Tensor:
             self._compare(x)
@@ -99,7 +101,7 @@ class _Tail:
     def score(self, point: Tensor, directions: Tensor) -> Tensor:
         """See :attr:`recycle.folding.Mistakes.score`; of one network. Candidates stand in the units' places."""
         values = (self.rows - point) @ directions[0].T
-        parts = [self._gradient_norms(part) for part in values.split(self.group.width, dim=1)]
+        parts = [self._gradient_norms(part) for part in torch.split(values, self.group.width, dim=1)]
         return torch.cat(parts)[None]
 
     def _gradient_norms(self, values: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class _Tail:
         total = values.new_zeros(len(units))
         for (layer, axis), slope in zip(self.consumers, self.slopes, strict=True):
             with torch.enable_grad():
-                weight = layer.weight.detach().requires_grad_()  # type: ignore[union-attr, operator]
+                weight = self.group.tensor(axis.name).detach().requires_grad_()
                 said = (functional_call(layer, {"weight": weight}, (read[layer],)) * slope).sum()
                 (gradient,) = torch.autograd.grad(said, weight, create_graph=values.requires_grad)
             total = total + axis.read(gradient, units).square().sum((1, 2))
@@ -145,7 +147,8 @@ class _Tail:
         return _checked(found)
 
     def _name(self, layer: nn.Module) -> str:
-        return next(name for name, each in self.group.module.named_modules() if each is layer)
+        names: dict[nn.Module, str] = {each: name for name, each in self.group.module.named_modules()}
+        return names[layer]
 
 
 def _producer(group: UnitGroup) -> tuple[nn.Module, Axis]:
@@ -160,10 +163,10 @@ def _producer(group: UnitGroup) -> tuple[nn.Module, Axis]:
         names = ", ".join(axis.name for axis in group.incoming)
         raise NotRecyclable(f"folding needs units with one weight and at most a bias; {group.name!r} has {names}")
     layer, axis = found[0]
-    convolution = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    if convolution and (layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+    padded = getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str)
+    if isinstance(layer, _CONVOLUTIONS) and (layer.groups > 1 or padded):
         raise NotRecyclable(f"folding needs convolutions in one group, padded with zeros by numbers: {axis.name!r}")
-    if not convolution and not isinstance(layer, nn.Linear):
+    if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
         raise NotRecyclable(f"folding needs a Linear or convolution, {axis.name!r} is of a {type(layer).__name__}")
     if not group.exact:
         raise NotRecyclable(f"a unit added to {group.name!r} would change the others: {group.why}")

@@ -462,6 +462,7 @@ class Tracker:
             recorded=recorded or {},
             junction=self._crossings[group.name].junction() if group.name in self._crossings else None,
             growth=self._growth_of(group),
+            mistakes=None,  # the recycler knows whether a method has examples
             generator=generator,
         )
 

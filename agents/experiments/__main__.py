@@ -1,4 +1,4 @@
-"""Run one experiment: ``python -m agents.experiments self_expanding``."""
+"""Run one experiment: ``python -m agents.experiments folding`` or ``self_expanding``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import tyro
 
 from agents.command_line import reported
-from agents.experiments import self_expanding
+from agents.experiments import folding, self_expanding
 
 EXPERIMENTS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "folding": (folding.Args, folding.compare),
     "self_expanding": (self_expanding.Args, self_expanding.compare),
 }
 """Name of each experiment, its options, and what runs it."""
