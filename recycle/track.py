@@ -386,8 +386,6 @@ class Tracker:
         for other in self.graph:
             if touched & {axis.name for axis in other.incoming}:
                 self._latest.pop(other.name, None)
-            if other.name in self._crossings and touched & {axis.name for axis in (*other.incoming, *other.outgoing)}:
-                self._crossings[other.name] = Crossing(other)
         if self._recorders:
             self._recorders = _recorders(self.graph)
         if self._inputs is not None:
