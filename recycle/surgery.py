@@ -175,7 +175,7 @@ def _refuse_tensors(group: UnitGroup, targets: Sequence[tuple[nn.Module, float]]
 
 def _refuse_split(edit: Split, group: UnitGroup) -> None:
     if edit.share is not None and not 0 <= edit.share < 1:
-        raise NotRecyclable(f"Split needs 0 <= share < 1 (or None: equal parts), got share={edit.share}")
+        raise NotRecyclable(f"Split needs 0 <= share < 1, got share={edit.share}")
     if edit.balanced and edit.share == 0:
         raise NotRecyclable("a balanced Split needs share > 0: at 0 the newborn is all zeros and can never learn")
     if not 0 <= edit.noise < float("inf"):

@@ -70,7 +70,7 @@ class Newborns:
         """Raise :class:`recycle.NotRecyclable` if a normalisation stands behind the units' weights."""
         if self.normalised:
             raise NotRecyclable(
-                f"{birth} needs units whose size its weights decide; {self.normalised!r} normalises them"
+                f"{birth} needs units whose size their weights decide; {self.normalised!r} normalises them"
             )
 
     def resting(self, lift: float) -> Elements:
@@ -144,8 +144,8 @@ class Born:
     """What each unit gives at rest, ``(units,)``: times its outgoing weights this is taken off the consumers' biases.
     None: nothing is. Refused where a consumer has no bias or pads with zeros, as :class:`recycle.Fold` is."""
     exact: bool = True
-    """Whether the network's output stays as it was. It is compared on the traced calls, and where it does not stay
-    nothing is born."""
+    """Whether the network's output stays as it was. It is compared on the traced calls, without dropout (which drops
+    units that cancel each other apart from one another), and where it does not stay nothing is born."""
 
 
 class Pairing(Protocol):
