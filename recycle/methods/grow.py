@@ -121,8 +121,9 @@ class Growth:
     def survey(self, groups: Sequence[Resizable], stats: Mapping[str, Stats]) -> list[str]:
         """Decide which layers grow and which make room, before any is edited; returns the order in which to edit.
 
-        Layers that give units come first. Of those that take some the last in the network does: a birth there may
-        look at what its layer read, which has other columns once the layer before it is wider.
+        Layers that give units come first. Of those that take some, what wants most comes first if another method
+        proposes the units: it may know nothing of a layer whose neighbour has just been resized. Otherwise the last in
+        the network does: ``revive`` looks at what a layer read, which has other columns once the one before is wider.
 
         Args:
             groups: all that are watched, in forward order.
@@ -142,7 +143,8 @@ class Growth:
             return names
         if wishes and not (plan.last and plan.event - plan.last <= self.cooldown):
             self._allot(wishes, stats)
-        return [*plan.given, *(name for name in reversed(names) if name not in plan.given)]
+        first = [*plan.given, *(plan.allotted if self.by is not None else ())]
+        return [*first, *(name for name in reversed(names) if name not in first)]
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """Prune, or propose as many units as were allotted and there is room for now."""

@@ -217,6 +217,12 @@ def test_the_later_layers_are_asked_first() -> None:
     assert list(asked(Growth(when="every:1"), layers)) == ["c", "b", "a"]
 
 
+def test_of_layers_that_another_method_widens_the_one_that_wants_most_is_asked_first() -> None:
+    layers = [Layer("a", 4), Layer("b", 6), Layer("c", 5)]
+    assert list(asked(Growth(Proposals(Grow(1)), when="score:0,0"), layers)) == ["b", "c", "a"]
+    assert list(asked(Growth(Proposals(Grow(1)), when="every:1"), layers)) == ["a", "c", "b"]  # the narrowest
+
+
 def test_the_best_is_what_the_trigger_values_most_and_of_equals_the_narrowest() -> None:
     layers = [Layer("a", 10), Layer("b", 10), Layer("c", 5)]
     ranks = {"a": seen(10, activations=rows(10, 10)), "b": seen(10, activations=rows(9, 10)),
