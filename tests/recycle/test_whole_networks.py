@@ -94,8 +94,8 @@ def ones(name: str, tensor: Tensor, generator: torch.Generator | None) -> None:
 def test_layers_are_counted_from_the_output() -> None:
     net = two_heads()
     found = layers_of(recycle.trace(net, lambda: net(X)))
-    assert found.depth == {"trunk": 2, "norm": 2, "deep": 2, "pi": 1, "vf": 1}  # the nearest head counts
-    assert found.gaps == ("deep",)
+    depth = {"trunk": 2, "norm": 2, "deep": 2, "pi": 1, "vf": 1}  # the nearest head counts
+    assert found == NetworkLayers(depth, gaps=("deep",))  # two layers read the trunk
 
 
 def test_layers_of_excluded_groups_are_left_out_and_those_frozen_for_a_reason_are_no_heads() -> None:
