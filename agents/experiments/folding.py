@@ -8,6 +8,7 @@ trained side by side, full batch, by Adam; all arms for as many steps.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -132,7 +133,8 @@ def initial(networks: int, hidden: int, generator: torch.Generator) -> Nets:
     """Weights and biases as ``nn.Linear`` draws them."""
 
     def uniform(*shape: int, fan_in: int) -> Tensor:
-        return (torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5
+        drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
+        return drawn
 
     return Nets(uniform(networks, hidden, 3, fan_in=2), uniform(networks, 2, hidden + 1, fan_in=hidden))
 
