@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recycle.graph import UnitGroup, plain
 
-_ROWS = 1024
+_ROWS = 2048
 """Examples that are kept, at most: those of the latest passes."""
 
 
@@ -186,6 +186,6 @@ def _consumers(group: UnitGroup) -> list[nn.Module]:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """A copy with one row for each sample and position; at most 1024, spread over all of them."""
+    """A copy with one row for each sample and position; at most 2048, spread over all of them."""
     rows = values.detach().reshape(-1, values.shape[-1])
     return rows[:: max(1, -(-len(rows) // _ROWS))].clone()

@@ -238,7 +238,7 @@ def draw(results: Mapping[int, Sequence[Result]], args: Args) -> Figure:
     left.set_ylim(bottom=0)
     right.legend(frameon=False)
     note = f"IQM of {args.seeds} seeds with its 95 % bootstrap interval; thin lines: seeds"
-    figure.text(0.995, 0.005, note, ha="right", va="bottom", color=FAINT, fontsize=9)
+    figure.supxlabel(note, x=0.995, ha="right", color=FAINT, fontsize=9)
     return figure
 
 

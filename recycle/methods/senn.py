@@ -38,7 +38,7 @@ class SelfExpanding:
     one layer, by one unit after the other until the next one fails or ``most`` is reached. The output stays as it was.
 
     F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), so that the scale of the loss says nothing.
-    The rows are the latest 1024 different examples that were seen since the last event: there must be more than four
+    The rows are the latest 2048 different examples that were seen since the last event: there must be more than four
     for each unit. Layers made and read by Linear layers, with a known activation between them and no normalisation.
     """
 
