@@ -60,7 +60,7 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the tables and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.growing")
-    console = Console(width=max(Console().width, 130))
+    console = Console(width=max(Console().width, 170))
     seeds = range(args.seeds)
     first = [job for seed in seeds for job in (grown(args, seed), fixed(args, seed, NARROW, [START, START]))]
     if not _ran(first, args, console):
