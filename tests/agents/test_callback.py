@@ -403,7 +403,7 @@ def test_options_out_of_range_are_refused(bad):
     [
         ({"method": "splitt"}, "did you mean 'split'"),
         ({"method": "nowhere:Method"}, "no method 'nowhere:Method'"),
-        ({"method": "redo", "method_kwargs": {"noise": 1}}, r"'redo' has the options \['tau'\]"),
+        ({"method": "redo", "method_kwargs": {"noise": 1}}, r"'redo' has the options \['tau', 'score'\]"),
         ({"method": "redo", "method_kwargs": {"tau": -1}}, "tau >= 0"),
     ],
 )
