@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import recycle
 from agents.callback import build_method
 from agents.command_line import reported
-from agents.figure import COLOURS, FAINT, PLAIN
+from agents.figure import COLOURS, DASHES, FAINT, PLAIN
 from agents.statistics import band, estimate, paired_difference
 
 if TYPE_CHECKING:
@@ -252,12 +252,14 @@ def draw(results: dict[str, dict[str, NDArray[np.float64]]], args: Args) -> Figu
     figure = Figure(figsize=(12, 4.5), layout="constrained", facecolor="white")
     panels = figure.subplots(1, 2)
     edges = np.arange(1, BINS + 1) * args.examples / BINS
-    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(a for a in results if a != "none")}
+    looks = ((colour, dash) for dash in DASHES for colour in COLOURS)
+    styles = {arm: (PLAIN, "-") if arm == "none" else next(looks) for arm in results}
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr, call-arg]
     for panel, key, label in zip(panels, ("error", "dead"), ("mean squared error", "dead units of 5"), strict=True):
         for arm, result in results.items():
             middle, low, high = band(result[key])
-            colour = colours.get(arm, PLAIN)
-            panel.plot(edges, middle, color=colour, label=arm, linewidth=1.8)
+            colour, dash = styles[arm]
+            panel.plot(edges, middle, color=colour, linestyle=dash, label=arm, linewidth=1.8)
             panel.fill_between(edges, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.set_ylim(bottom=0)
         panel.set_xlabel("examples")
