@@ -1359,7 +1359,7 @@ def test_one_seed_one_history(method: str) -> None:
     assert not same(first[1], second[1])
 
 
-@pytest.mark.parametrize("method", [name for name in STEADY if name != "net2deeper"])  # whose layers a state cannot make
+@pytest.mark.parametrize("method", [name for name in STEADY if name != "net2deeper"])  # a state makes no layers
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_saved_run_goes_on_as_if_never_stopped(method: str, stop: int) -> None:
     whole, stopped = _history(method), _history(method, stop=stop)
