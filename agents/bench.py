@@ -237,16 +237,16 @@ def _inside(model: BaseAlgorithm, steps: int, method: str) -> float:
 
 
 def _trace_share(make: Callable[[], BaseAlgorithm], repeats: int = 5) -> float:
-    """Median time of tracing and proving over the time of a ``learn(2048)`` of the same model."""
+    """Median time of tracing and proving over that of a ``learn(2048)`` of the same model, by turns."""
     model = make()
-    whole = _learn(model, 2048, None)
-    times = []
+    whole, times = [], []
     for _ in range(repeats):
+        whole.append(_learn(model, 2048, None))
         start = time.process_time()
         for network in networks_of(model):
             network.trace()
         times.append(time.process_time() - start)
-    return float(np.median(times)) / whole
+    return float(np.median(times) / np.median(whole))
 
 
 if __name__ == "__main__":

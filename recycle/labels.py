@@ -117,7 +117,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._roots: Tensor | None = None
         self._joined = False
         self._buffers = {name for name, _ in module.named_buffers()}
+        self._shapes: dict[str, torch.Size] = {}  # of parameters and buffers
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self._shapes[name] = tensor.shape
             self._owners.setdefault(_storage(tensor), []).append((name, tensor))
         for layer in module.modules():
             for tensor in tensors_in([value for key, value in vars(layer).items() if key not in _REGISTERED]):
@@ -388,7 +390,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _units_in(self, labels: Tensor | None) -> list[int]:
         if labels is None:
             return []
-        found: list[int] = torch.unique(labels[labels > 0]).tolist()
+        units = labels[labels > 0]
+        found: list[int] = np.unique(units.cpu().numpy()).tolist() if len(units) else []
         return found
 
     def mix(self, labels: Iterable[Tensor | None]) -> None:
@@ -448,8 +451,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _rows_at(self, name: str, dim: int, role: str) -> Rows:
         if (name, dim) not in self.rows:
-            size = next(t for owner in self._owners.values() for n, t in owner if n == name).shape[dim]
-            self.rows[name, dim] = Rows(torch.zeros(size, dtype=torch.int64), role)
+            self.rows[name, dim] = Rows(torch.zeros(self._shapes[name][dim], dtype=torch.int64), role)
         return self.rows[name, dim]
 
     def own(self, view: View, axis: int, labels: Tensor, role: str, op: Any) -> None:
@@ -478,7 +480,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self.freeze_moments(labels)
         dim, start, step = place
-        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
+        size = self._shapes[view.name][dim] * groups
         columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
         if columns.groups != groups:
             for other in (labels, *columns.labels):

@@ -277,11 +277,12 @@ def _refuse(
 
 def _kinds(vectors: Sequence[Tensor], kinds: Tensor) -> Tensor:
     """Refine ``kinds``, one for each unit, until units of a kind stand equally often in every vector."""
-    count = int(kinds.max()) + 1
-    for vector in vectors:
-        present, times = torch.unique(vector[vector > 0], return_counts=True)
-        finer = torch.unique(kinds[present] * (int(vector.numel()) + 1) + times, return_inverse=True)[1]
-        kinds[present] = count + finer
+    refined = kinds.numpy()
+    count = int(refined.max()) + 1
+    for vector in map(Tensor.numpy, vectors):
+        present, times = np.unique(vector[vector > 0], return_counts=True)
+        finer = np.unique(refined[present] * (vector.size + 1) + times, return_inverse=True)[1]
+        refined[present] = count + finer
         count += len(present)
     return kinds
 
