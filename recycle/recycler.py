@@ -561,7 +561,7 @@ class Recycler:
             self._renumber(group, edits)
 
     def _renumber(self, group: UnitGroup, edits: list[Edit]) -> None:
-        """Units have other numbers now, and newborns stand behind them."""
+        """Units have other numbers now, and behind them stand newborns, which overwrote none."""
         width = len(self._parent[group.name])
         gone = {slot for edit in edits if resizes(edit) for slot in edit.slots}
         order = [unit for unit in range(width) if unit not in gone]
@@ -573,10 +573,9 @@ class Recycler:
                 born = len(edit.parents) if isinstance(edit, Split) else edit.count
                 parents += edit.parents or [-1] * born
         old = torch.tensor([*order, *[-1] * len(parents)])
-        newborn = old < 0
-        for books, value in ((self._recycled_at, self._windows), (self._newborn, True)):
+        for books, value in ((self._recycled_at, self._windows), (self._newborn, False)):
             kept_values = books[group.name][old.clamp_min(0)]
-            books[group.name] = torch.where(newborn, torch.full_like(kept_values, value), kept_values)
+            books[group.name] = torch.where(old < 0, torch.full_like(kept_values, value), kept_values)
         parent = torch.cat([self._parent[group.name][order], torch.tensor(parents, dtype=torch.long)])
         self._parent[group.name] = torch.where(parent < 0, parent, place[parent.clamp_min(0)])
         self._firing.pop(group.name, None)

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from recycle.edits import Edit, describe
+from recycle.edits import Edit, describe, resizes
 from recycle.interventions import Intervention
 from recycle.stats import Stats
 
@@ -33,11 +33,12 @@ class GroupReport:
     width_after: int = 0
     """Units after this event's edits."""
     recycled: int = 0
-    """Units overwritten at this event."""
+    """Units overwritten at this event; those that came or went are the difference of the widths."""
     unparted: int = 0
     """Units recycled from a parent that are still its copies: their incoming weights have a cosine above .98."""
     re_died: int = 0
-    """Units recycled at an earlier event that were found dead again, each counted once."""
+    """Units recycled (overwritten) at an earlier event that were found dead again, each counted once; one that came
+    when its layer grew was not dead before."""
     resemblance: float = math.nan
     """Mean cosine of the incoming weights of recycled units with those of the parents they came from, over all that
     still have their parent; falls from event to event as they part. NaN where there is none."""
@@ -131,8 +132,9 @@ def _certified(group: GroupReport) -> str:
 
 def after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:
     """What was seen, and what the edits made of it; ``width`` is the group's now."""
-    slots = sorted({slot for edit in edits for slot in edit.slots})
     left = stats.dead.clone()
-    left[slots] = False
+    left[[slot for edit in edits for slot in edit.slots]] = False
     dead = math.nan if math.isnan(seen.dead) else float(left.sum()) / width
-    return replace(seen, dead_after=dead, width_after=width, recycled=len(slots), note=note)
+    removed = {slot for edit in edits if resizes(edit) for slot in edit.slots}
+    recycled = {slot for edit in edits for slot in edit.slots} - removed  # a constant is folded before it is removed
+    return replace(seen, dead_after=dead, width_after=width, recycled=len(recycled), note=note)
