@@ -7,7 +7,11 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
+from recycle import metrics
 from recycle.edits import Edit, describe, resizes
+from recycle.graph import UnitGroup
 from recycle.interventions import Intervention
 from recycle.stats import Stats
 
@@ -128,6 +132,45 @@ def _resized(group: GroupReport) -> str:
 
 def _certified(group: GroupReport) -> str:
     return "" if math.isnan(group.certified) else f" observed, {group.certified:6.1%} certified"
+
+
+def before(
+    group: UnitGroup, stats: Stats, newborn: Tensor, parent: Tensor, note: str, certified: float = math.nan
+) -> GroupReport:
+    """What was seen of a group, before any edit.
+
+    Args:
+        group: the units.
+        stats: their window.
+        newborn: which were recycled and have not been found dead since, ``(width,)``.
+        parent: the unit that each came from, or -1, ``(width,)``.
+        note: why nothing will be done.
+        certified: part that is dead for every possible input.
+    """
+    if not stats.samples or not stats.finite:
+        return GroupReport(group.width, stats.samples, certified=certified, width_after=group.width, note=note)
+    again = newborn & stats.dead
+    children = (parent >= 0).nonzero()[:, 0]
+    cosines = metrics.resemblance(group, children, parent[children])
+    return GroupReport(
+        group.width,
+        stats.samples,
+        certified=certified,
+        dead=metrics.dead(stats),
+        dead_after=metrics.dead(stats),
+        dormant=metrics.dormant(stats),
+        constant=metrics.constant(stats),
+        saturated=metrics.saturated(stats),
+        gradient_silent=metrics.gradient_silent(stats),
+        effective_rank=math.nan if stats.activations is None else metrics.effective_rank(stats.activations),
+        duplicates=float(metrics.duplicates(group).double().mean()),
+        width_after=group.width,
+        unparted=int((cosines > metrics.TWIN).sum()),
+        re_died=int(again.sum()),
+        resemblance=float(cosines.mean()) if len(children) else math.nan,
+        re_death_age=float(stats.age[again].mean()) if again.any() else math.nan,
+        note=note,
+    )
 
 
 def after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:

@@ -607,32 +607,3 @@ def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
         parts = [axis.read(group.tensor(axis.name), units).double().flatten(1).cpu() for axis in axes]
         norms: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1), order, dim=1)
         return norms
-
-
-@torch.no_grad()
-def peak(group: UnitGroup, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-    """Largest |output| of each of the group's units in another network of the same shape, on one batch: ``(width,)``.
-
-    Runs ``module`` (a target network) once without gradients, in evaluation mode.
-    """
-    highest = torch.zeros(group.width, dtype=torch.double)
-
-    def watch(observer: Observer, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        act = observer.value(args, kwargs, output)
-        seen = per_unit(act.detach(), layer, observer.index.to(act.device)).abs().amax(0).double().cpu()
-        torch.maximum(highest, seen, out=highest)
-
-    handles = []
-    for observer in group.observers():
-        layer = module.get_submodule(observer.name)
-        handles.append(layer.register_forward_hook(partial(watch, observer), with_kwargs=True))
-    modes = [(layer, layer.training) for layer in module.modules()]
-    try:
-        module.eval()
-        module(*inputs[0], **inputs[1])
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
-        for handle in handles:
-            handle.remove()
-    return highest

@@ -57,9 +57,11 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.nursery",
             "recycle.trial",
             "recycle.mistakes",
+            "recycle.targets",
+            "recycle.books",
         }
     ),
-    frozenset({"recycle.methods", "recycle.report"}),
+    frozenset({"recycle.methods", "recycle.report", "recycle.editing", "recycle.remodelling"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names
     frozenset({"agents"}),

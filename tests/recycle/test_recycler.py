@@ -165,7 +165,7 @@ def test_health_in_the_report_is_that_of_the_metrics() -> None:
     assert (group.gradient_silent, group.saturated) == (pytest.approx(1 / 6), 0)
     assert group.duplicates == pytest.approx(2 / 6)
     seen = F.relu(net[0](X)).detach()
-    assert group.effective_rank == pytest.approx(recycle.recycler.metrics.effective_rank(seen))
+    assert group.effective_rank == pytest.approx(recycle.report.metrics.effective_rank(seen))
 
 
 def test_a_warm_up_counts_training_passes() -> None:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import recycle
 from recycle.stats import kept_inputs
-from recycle.track import Tracker, peak
+from recycle.targets import peak
+from recycle.track import Tracker
 
 
 class Wire(nn.Module):
