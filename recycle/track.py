@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.graph import Axis, Graph, Observer, UnitGroup, per_unit
-from recycle.growth_sample import Examples, GrowthSample, Recorder, why_not_sampled
-from recycle.junction import Crossing
-from recycle.samples import Sample, as_sample, few
-from recycle.stats import Gradients, Stats, Window, joined, kept_inputs, largest, wide
+from recycle.growth_sample import why_not_sampled
+from recycle.kept import Kept
+from recycle.rows import Look, Record
+from recycle.stats import Gradients, Stats, Window, joined, largest, wide
 
 _MOMENTS = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum")
 
@@ -74,11 +74,8 @@ class Tracker:
         self._consumers: dict[str, int] = {}
         self._pre: dict[str, list[Gradients]] = {}
         self._weights: dict[str, Gradients] = {}
-        self._sample = sample
-        self._latest: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs, pre-activations, gradients
-        self._inputs: dict[str, Tensor] | None = {} if inputs else None  # by weight
-        self._crossings = {group.name: Crossing(group) for group in graph} if junction else {}
-        self._recorders: dict[str, Recorder] = _recorders(graph) if growth else {}
+        asked = {"sample": sample, "inputs": inputs, "junction": junction, "growth": growth}
+        self._kept = Kept(graph, [need for need, wanted in asked.items() if wanted])
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
@@ -177,7 +174,7 @@ class Tracker:
             if before:
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                self._handles.append(layer.register_forward_hook(hook))
+                self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
         """Layer, hook, and whether it watches the input (or else the output)."""
@@ -195,18 +192,9 @@ class Tracker:
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
                 yield producer, partial(self._watch_output, seen, index), False
-            if self._sample and len(group.producers()) == 1 and not group.norms():
-                yield group.producers()[0][0], partial(self._watch_producer, seen, group.name), False
-        if self._inputs is not None:
-            for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
-                yield layer, partial(self._keep_input, self._inputs, name), True
-        for crossing in self._crossings.values():
-            for layer, keep in crossing.points():
-                yield layer, partial(self._watch_crossing, keep), False
-        for recorder in self._recorders.values():
-            yield recorder.producer, partial(self._watch_growth, recorder), False
-            for layer, hook in recorder.points():
-                yield layer, hook, False
+        for record in self._kept:
+            for look in record.looks:
+                yield look.layer, partial(self._watch_rows, record, look), False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -278,8 +266,7 @@ class Tracker:
             points = group.observers()
             names = [observer.name for observer in (*points, *_norms(group, points))]
             layers = [*map(group.module.get_submodule, names), *(layer for layer, _ in group.producers())]
-            layers += [layer for layer, _ in group.fed()]
-            layers += [layer for layer, _ in self._crossings[group.name].points()] if self._crossings else []
+            layers += [look.layer for record in self._kept for look in record.looks]
             self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
@@ -290,42 +277,37 @@ class Tracker:
         if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
             window.add(per_unit(act.detach(), layer, index))
 
-    def _keep_input(
-        self, inputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        act = args[0] if args else kwargs.get("input")
-        act = getattr(act, "data", act)  # of a packed sequence
-        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(name):
-            inputs[name] = kept_inputs(act, len(getattr(layer, "kernel_size", ())))
-
     def _watch_recurrent(
-        self, window: Window, index: Tensor | None, observer: Observer, layer: nn.Module, args: Any, output: Any
+        self,
+        window: Window,
+        index: Tensor | None,
+        observer: Observer,
+        layer: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
     ) -> None:
-        act = observer.value(args, {}, output)
+        act = observer.value(args, kwargs, output)
         if self._counts(layer, act) and self._due(window):
             window.add(per_unit(act.detach(), layer, index))
 
-    def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def _watch_output(
+        self, seen: Gradients, index: Tensor | None, layer: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, seen, index, layer))
 
     def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
         seen.add(per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
 
-    def _watch_producer(self, seen: Gradients, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._counts(layer, output) and self._due(seen) and output.requires_grad and inputs and output.dim() > 1:
-            output.register_hook(partial(self._keep_sample, name, few(inputs[0]), few(output)))
-
-    def _keep_sample(self, name: str, inputs: Tensor, output: Tensor, gradient: Tensor) -> None:
-        self._latest[name] = (inputs, output, few(gradient))
-
-    def _watch_crossing(self, keep: Callable[..., None], layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._counts(layer, output) and self._due(keep) and output.requires_grad and inputs and output.dim() > 1:
-            keep(inputs[0], output)
-
-    def _watch_growth(self, recorder: Recorder, layer: nn.Module, inputs: Any, output: Any) -> None:
-        counts = self._counts(layer, output) and self._due(recorder) and output.requires_grad and inputs
-        recorder.begin(inputs[0] if counts else None, output)
+    def _watch_rows(self, record: Record, look: Look, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        read = args[0] if args else kwargs.get("input")
+        read = read.data if isinstance(read, nn.utils.rnn.PackedSequence) else read
+        counts = self._counts(layer, read)
+        if look is record.looks[0] and not (counts and self._due(record)):
+            record.end()
+        elif counts:
+            record.see(look, read, output)
 
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self._steps[number]
@@ -363,12 +345,10 @@ class Tracker:
     def resized(self, group: UnitGroup, kept: Sequence[int]) -> None:
         """Follow a resize: new unit i was unit ``kept[i]``, or is newborn where that is -1. Its window begins anew."""
         old = torch.tensor(kept)
-        for crossing in self._crossings.values():
-            crossing.follow(group, kept, len(self.born[group.name]))
+        self._kept.follow(group, kept, len(self.born[group.name]))
         born = self.born[group.name][old.clamp_min(0)]
         self.born[group.name] = torch.where(old < 0, torch.full_like(born, self.passes), born)
         self._windows[group.name] = [window.following(kept) for window in self._windows[group.name]]
-        self._forget_columns(group)
         self._pre[group.name] = [Gradients() for _ in self._pre[group.name]]
         self._weights[group.name] = Gradients()
         self._detach(self._handles)
@@ -379,31 +359,12 @@ class Tracker:
             self._attach_to_optimizers()
         self._follow()
 
-    def _forget_columns(self, group: UnitGroup) -> None:
-        """What was kept of layers that make these units, or read them: those have other rows or columns now."""
-        read = {axis.name for axis in group.outgoing}
-        touched = read | {axis.name for axis in group.incoming}
-        for other in self.graph:
-            if touched & {axis.name for axis in other.incoming}:
-                self._latest.pop(other.name, None)
-        if self._recorders:
-            self._recorders = _recorders(self.graph)
-        if self._inputs is not None:
-            for name in read:
-                self._inputs.pop(name, None)
-
     # -- reading -------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Begin a new window for every group."""
         self._cleared_at = self.passes
-        self._latest.clear()
-        if self._inputs is not None:
-            self._inputs.clear()
-        for crossing in self._crossings.values():
-            crossing.clear()
-        for recorder in self._recorders.values():
-            recorder.clear()
+        self._kept.clear()
         for group in self.graph:
             for window in self._windows[group.name]:
                 window.clear()
@@ -436,7 +397,7 @@ class Tracker:
         windows = self._windows[group.name]
         samples = min((w.count for w in windows), default=0)
         nan = torch.full((group.width,), float("nan"), dtype=torch.double)
-        found = dict.fromkeys((*_MOMENTS, "silence", "rarity"), nan)
+        found: dict[str, Any] = dict.fromkeys((*_MOMENTS, "silence", "rarity"), nan)
         finite = True
         live = not self.outdated  # or else the group's entries are others' by now
         if samples:
@@ -454,33 +415,16 @@ class Tracker:
             updates=self.updates,
             finite=finite,
             settled=_settled(group) if live else None,
-            sample=self._sample_of(group),
-            inputs=self._inputs_of(group),
             activations=self.latest(group),
             recorded=recorded or {},
-            junction=self._crossings[group.name].junction() if group.name in self._crossings else None,
-            growth=self._growth_of(group),
+            **self._kept.read(group),
             mistakes=None,  # the recycler knows whether a method has examples
             generator=generator,
         )
 
-    def _sample_of(self, group: UnitGroup) -> Sample | None:
-        if group.name not in self._latest:
-            return None
-        ((layer, axis),) = group.producers()
-        return as_sample(layer, axis.index[:, 0], *self._latest[group.name])
-
-    def _inputs_of(self, group: UnitGroup) -> dict[str, Tensor] | None:
-        if self._inputs is None:
-            return None
-        return {axis.name: self._inputs[axis.name].cpu() for _, axis in group.fed() if axis.name in self._inputs}
-
     def why_no_growth(self, group: UnitGroup) -> str:
         """Why there are no rows that say what a new unit of a group would be worth."""
         return f": {why_not_sampled(group) or 'no gradient has come back to its consumers yet'}"
-
-    def _growth_of(self, group: UnitGroup) -> GrowthSample | None:
-        return self._recorders[group.name].sample() if group.name in self._recorders else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything seen so far, as plain tensors and numbers."""
@@ -494,10 +438,7 @@ class Tracker:
             "windows": {k: [w.state() for w in ws] for k, ws in self._windows.items()},
             "pre": {k: [g.state() for g in gs] for k, gs in self._pre.items()},
             "weights": {k: g.state() for k, g in self._weights.items()},
-            "latest": {k: [t.cpu().clone() for t in kept] for k, kept in self._latest.items()},
-            "inputs": {k: x.to("cpu", copy=True) for k, x in (self._inputs or {}).items()},
-            "crossings": {name: crossing.state() for name, crossing in self._crossings.items()},
-            "growth": {k: recorder.state() for k, recorder in self._recorders.items()},
+            "rows": self._kept.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -514,7 +455,6 @@ class Tracker:
         self._resumed_at, self._between_pauses = state["pauses"]
         self._root_calls, self._cleared_at = int(state["root_calls"]), int(state["cleared_at"])
         self.born = {k: v.clone() for k, v in state["born"].items()}
-        self._latest = {k: (x.clone(), z.clone(), g.clone()) for k, (x, z, g) in state["latest"].items()}
         for name, windows in self._windows.items():
             device = self.graph[name].tensor(self.graph[name].incoming[0].name).device
             for window, saved in zip(windows, state["windows"][name], strict=True):
@@ -522,14 +462,7 @@ class Tracker:
             for seen, kept in zip(self._pre[name], state["pre"][name], strict=True):
                 seen.load(kept, device)
             self._weights[name].load(state["weights"][name], device)
-        if self._inputs is not None:
-            self._inputs.clear()
-            for name, kept in state["inputs"].items():
-                self._inputs[name] = kept.to(self.graph.module.get_parameter(name).device, copy=True)
-        for name, crossing in self._crossings.items():
-            crossing.load(state["crossings"][name])
-        for name, recorder in self._recorders.items():
-            recorder.load(state.get("growth", {}).get(name, []))
+        self._kept.load(state["rows"])
 
 
 def _shapes(layer: nn.Module) -> list[torch.Size]:
@@ -538,12 +471,6 @@ def _shapes(layer: nn.Module) -> list[torch.Size]:
 
 def _listed(shapes: list[torch.Size]) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
-
-
-def _recorders(graph: Graph) -> dict[str, Recorder]:
-    examples = Examples()
-    able = sorted((group for group in graph if not why_not_sampled(group)), key=lambda group: group.first)
-    return {group.name: Recorder(group, examples, first=group is able[0]) for group in able}
 
 
 def _norms(group: UnitGroup, consumers: list[Observer]) -> list[Observer]:
