@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,9 +24,8 @@ from recycle.interventions import Deepen, Inject, Intervention
 from recycle.jumps import Jumps
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
-from recycle.methods.together import check_together
+from recycle.methods.together import check_method, check_together
 from recycle.mistakes import mistakes_of
-from recycle.names import did_you_mean
 from recycle.remodelling import Remodelling, each_asked_for, renewed
 from recycle.report import GroupReport, Report, after, before
 from recycle.stats import Stats
@@ -90,7 +89,7 @@ class Recycler:
     ) -> None:
         self.method = method
         for each in self.methods:
-            _check_method(each)
+            check_method(each)
         check_together(self.methods)
         if warmup < 0 or cooldown < 0 or not 0 < cap <= 1:
             raise ValueError(
@@ -103,7 +102,7 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        self.sample_every = sample_every
+        self._sample_every = sample_every
         self.tracker = self._watching(graph)
         self.loss = loss
         self.certify = certify
@@ -127,7 +126,7 @@ class Recycler:
         return Tracker(
             graph,
             optimizers=self.optimizers,
-            sample_every=self.sample_every,
+            sample_every=self._sample_every,
             firing="silence" in needs or "rarity" in needs,
             sample="sample" in needs,
             inputs="inputs" in needs,
@@ -443,16 +442,3 @@ class Recycler:
 
 def _unseen(value: Any) -> bool:
     return value is None or (isinstance(value, Tensor) and bool(value.isnan().all()))
-
-
-def _check_method(method: Any) -> None:
-    if isinstance(method, type) or not (callable(method) or hasattr(method, "on_networks")):
-        raise TypeError(f"a method is an object called with (group, stats), got {method!r}. Pass ReDo(), not ReDo")
-    known = [f.name for f in fields(Stats)] + [k for k, v in vars(Stats).items() if isinstance(v, property)]
-    for name in getattr(method, "needs", ()):
-        if name not in known:
-            raise ValueError(
-                f"{type(method).__name__} needs {name!r}, no such statistic: {did_you_mean(str(name), known)}"
-            )
-    if not hasattr(method, "needs"):
-        raise TypeError(f"{type(method).__name__} must name the statistics it reads in `needs`; () if none")

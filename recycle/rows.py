@@ -53,6 +53,8 @@ class Pass:
     """Samples that the pass had."""
     stride: int
     """Every so manieth of them was kept."""
+    resizes: int = 0
+    """How often the layers had been resized until then: gradients that come later fit no more."""
     examples: Tensor | None = None
     """What tells samples of several passes apart, see :class:`Examples`."""
     readings: dict[str, Reading] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Record:
         self.passes: list[Pass] = []
         """Those kept, the oldest first."""
         self._open: Pass | None = None
+        self._resizes = 0
 
     def clear(self) -> None:
         """Forget everything."""
@@ -128,7 +131,7 @@ class Record:
             return
         values = _batched(look.layer, read)
         if beginning:
-            self._open = Pass(len(values), stride(values, self.rows))
+            self._open = Pass(len(values), stride(values, self.rows), self._resizes)
         here = self._open
         if here is None or not (beginning or read.requires_grad):  # or else the units learn nothing from this one
             return
@@ -150,9 +153,11 @@ class Record:
         self._keep(here)
 
     def _keep(self, here: Pass) -> None:
+        if here.twice or here.resizes != self._resizes:
+            return
         for look in self.looks:
             reading = here.readings.get(look.name)
-            if here.twice or reading is None or (look.told and reading.told is None):
+            if reading is None or (look.told and reading.told is None):
                 return
         if here not in self.passes:
             self.passes.append(here)
@@ -164,6 +169,7 @@ class Record:
     def follow(self, resized: UnitGroup, kept: Sequence[int], width: int) -> None:
         """A group that had that width was resized: new unit i was unit ``kept[i]``, or is new where that is -1."""
         self._open = None
+        self._resizes += 1
         reads = {axis.name: axis for axis in resized.outgoing}
         makes = {axis.name: axis for axis in resized.incoming}
         touched = [look for look in self.looks if look.name in reads]
@@ -197,7 +203,7 @@ class Record:
         """Go on from :meth:`state`."""
         self.clear()
         for saved in state:
-            kept = Pass(saved["size"], saved["stride"], _copied(saved["examples"]))
+            kept = Pass(saved["size"], saved["stride"], self._resizes, _copied(saved["examples"]))
             for name, (read, said, told) in saved["readings"].items():
                 kept.readings[name] = Reading(read.clone(), _copied(said), _copied(told))
             self.passes.append(kept)

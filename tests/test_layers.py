@@ -15,7 +15,15 @@ SOURCES = sorted([*(ROOT / "recycle").rglob("*.py"), *(ROOT / "agents").rglob("*
 # From the ground up; a module may import from its own floor and from those below.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"recycle.names", "recycle.graph", "recycle.rows", "recycle.labels", "recycle.firing", "recycle.injected"}
+        {
+            "recycle.names",
+            "recycle.clock",
+            "recycle.graph",
+            "recycle.rows",
+            "recycle.labels",
+            "recycle.firing",
+            "recycle.injected",
+        }
     ),
     frozenset({"recycle.response", "recycle.activations", "recycle.growth_sample", "recycle.natural_gradient"}),
     frozenset(
@@ -48,6 +56,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {
             "recycle.tracing",
             "recycle.kept",
+            "recycle.seen",
             "recycle.track",
             "recycle.surgery",
             "recycle.metrics",

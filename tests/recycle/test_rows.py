@@ -93,6 +93,15 @@ def test_a_pass_in_which_a_layer_is_called_twice_is_left_out() -> None:
     assert torch.equal(stats.junction.branches[0].inputs[:, 0, :3], batch(0))
 
 
+def test_a_gradient_that_comes_behind_a_resize_is_left_out() -> None:
+    net = mlp()
+    with watching(net, "sample") as tracker:
+        output = net(batch(0))
+        tracker.resized(tracker.graph["0"], [0, 1, 2, 3])
+        output.square().mean().backward()
+    assert tracker.stats(tracker.graph["2"]).sample is None
+
+
 def test_a_resize_forgets_rows_of_what_changed_but_a_junction_outlives_growth_beside_it() -> None:
     for edit, kept in ((Grow(1), [0, 1, 2, 3, -1]), (Prune([1]), [0, 2, 3])):
         net = mlp()

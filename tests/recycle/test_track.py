@@ -715,7 +715,7 @@ def test_units_of_a_cell_in_a_loop_are_seen() -> None:
     with Tracker(graph, sample_every=1) as tracker:
         net(x)
     assert tracker.stats(graph["cell"]).samples == 4  # the head reads the last step only
-    assert sum(w.count for w in tracker._windows["cell"]) == 4 + 7 * 4
+    assert sum(w.count for w in tracker._seen["cell"].windows) == 4 + 7 * 4
 
 
 def test_a_packed_sequence_is_seen_too() -> None:
