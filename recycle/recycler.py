@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,6 +31,7 @@ from recycle.mistakes import mistakes_of
 from recycle.names import did_you_mean
 from recycle.nursery import answers_of
 from recycle.proof import difference, tolerance
+from recycle.ranks import NO_RESIZE, Ranks
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
@@ -76,6 +78,9 @@ class Recycler:
             output, see :attr:`Report.jumps`; six passes over that batch an event. None: they do not.
         loss: the loss of a batch, a scalar, for births that try new units out (firefly; gradmax where it has no closed
             form): ``lambda: loss(net(x), y)``. It should be the same batch throughout one event.
+        process_group: of data-parallel training, where every rank has a recycler of its own, built alike: each event
+            looks at what all ranks saw, and makes the same edits on each. All must then build it, and call
+            :meth:`step`, :meth:`observe` and :meth:`report`, together. See :mod:`recycle.ranks`.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Recycler:
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
         probe: Callable[[], Any] | None = None,
         loss: Callable[[], Tensor] | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.method = method
         for each in self.methods:
@@ -110,6 +116,9 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
+        self._ranks = None
+        if process_group is not None:
+            self._ranks = Ranks(process_group, graph.module, self.optimizers, self.targets, self.needs)
         self.tracker = self._watching(sample_every)
         self.loss = loss
         self.certify = certify
@@ -129,6 +138,10 @@ class Recycler:
             raise ValueError("a probe counts updates by optimizer steps: pass optimizers=[...]")
         self._jumps = None if probe is None else Jumps(graph.module, probe)
         self._jump_handles: list[Any] = []
+        if self._ranks is not None:
+            named = [type(each).__name__ for each in self.methods]
+            options = {"method": named, "warmup": warmup, "cooldown": cooldown, "cap": cap}
+            self._ranks.begin_alike(graph, options | {"sample_every": sample_every}, self.generator)
 
     def _watching(self, sample_every: int) -> Tracker:
         needs = self.needs
@@ -141,6 +154,7 @@ class Recycler:
             inputs="inputs" in needs,
             junction="junction" in needs,
             growth="growth" in needs,
+            shared=self._ranks is not None,
         )
 
     def _open_books(self) -> None:
@@ -215,6 +229,9 @@ class Recycler:
 
     def report(self) -> Report:
         """The health of the current window; nothing is edited, and the window goes on."""
+        return self._together("report()", self._look, keep_window=True)
+
+    def _look(self) -> Report:
         groups = {}
         certified = self._certified()
         for group in self.graph:
@@ -224,7 +241,8 @@ class Recycler:
 
     def observe(self, *, keep_window: bool = False) -> Report:
         """Like :meth:`step` without the edits: report, keep the books, begin a new window (or keep this one)."""
-        return self._event(edit=False, keep_window=keep_window)
+        act = partial(self._event, edit=False, keep_window=keep_window)
+        return self._together("observe()", act, keep_window=keep_window)
 
     def step(self) -> Report:
         """Decide and apply, between two updates; then begin a new window.
@@ -232,9 +250,22 @@ class Recycler:
         Raises:
             NotRecyclable: called inside :meth:`listening`, where a backward pass may be pending.
         """
-        if self._listening:
-            raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
-        return self._event(edit=True, keep_window=False)
+        return self._together("step()", partial(self._event, edit=True, keep_window=False), keep_window=False)
+
+    def _together(self, doing: str, act: Callable[[], Report], *, keep_window: bool) -> Report:
+        """Do it: with what all ranks saw, where there are several."""
+        if self._ranks is None:
+            return act()
+        books = {"events": self.events, "windows that have ended": self._windows}
+        return self._ranks.event(
+            doing,
+            act,
+            tracker=self.tracker,
+            recorded=self._recorded,
+            books=books,
+            generator=self.generator,
+            keep_window=keep_window,
+        )
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Hand in what the training loop measures itself, a loss say, for methods that watch it.
@@ -258,6 +289,8 @@ class Recycler:
         return found
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
+        if edit and self._listening:
+            raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
         names = [group.name for group in self.graph]
         found, edits, all_stats = {}, [], {}
         jumps: dict[int, float] = {}
@@ -294,6 +327,8 @@ class Recycler:
     def _stats(self, group: UnitGroup) -> Stats:
         recorded = {name: float(total) / count for name, (count, total) in self._recorded.items()}
         stats = self.tracker.stats(group, self.generator, self.events + 1, recorded)
+        if self._ranks is not None:
+            stats = self._ranks.agreed(group.name, stats)
         return self._with_mistakes(group, stats)
 
     def _in_order(self) -> list[UnitGroup]:
@@ -346,6 +381,8 @@ class Recycler:
         if not isinstance(wanted, (Inject, Deepen)):
             intervene(wanted, self.graph, targets=self.targets, **how)
             return
+        if self._ranks is not None:
+            raise NotRecyclable(NO_RESIZE)
         if self.graph.again is None:
             raise NotRecyclable("a network with other layers must be traced again: pass what recycle.trace returned")
         names = {group.tensor(axis.name): group.name for group in self.graph for axis in group.incoming}
@@ -441,10 +478,12 @@ class Recycler:
             edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots or resizes(edit)]
             edits = [edit for edit in edits if not (isinstance(edit, Prune) and not edit.units)]
             if edits and not self.optimizers:
-                warnings.warn(_NO_OPTIMIZER, stacklevel=4)
+                warnings.warn(_NO_OPTIMIZER, stacklevel=5)
             if any(map(resizes, edits)):
                 if self._anchors:
                     return [], "units cannot come or go while weights are pulled to where they began (l2_init)"
+                if self._ranks is not None:
+                    return [], NO_RESIZE
                 with self._unwatched():
                     before = answers_of(group) if any(map(_may_move_the_output, edits)) else []
                     made, note = self._resize(group, edits, note, stats)
@@ -499,9 +538,9 @@ class Recycler:
         notes = [f"{len(slots) - len(ready)} cooling down"] * (len(ready) < len(slots))
         soft = [module for module, tau in self.targets if tau < 1]
         if len(ready) and soft:
-            if self._batch is None:
+            highest = self._highest(group, soft)
+            if highest is None:
                 return set(), "no batch was seen on which to check the target network"
-            highest = torch.stack([peak(group, module, self._batch) for module in soft]).amax(0)
             folded = [slot for edit in edits if isinstance(edit, Fold) for slot in edit.slots]
             highest[folded] = torch.inf  # the target's own constant is another one
             dead = ready[highest[ready] == 0]
@@ -510,6 +549,15 @@ class Recycler:
         most = max(1, math.floor(self.cap * group.width + 1e-9))
         notes += [f"{len(ready) - most} over the cap"] * (len(ready) > most)
         return set(ready[:most].tolist()), "; ".join(notes)
+
+    def _highest(self, group: UnitGroup, targets: Sequence[nn.Module]) -> Tensor | None:
+        """Largest |output| of a group's units in target networks on the latest batch, ``(width,)``; None without."""
+        highest = None
+        if self._batch is not None:
+            highest = torch.stack([peak(group, module, self._batch) for module in targets]).amax(0)
+        if self._ranks is not None:
+            return self._ranks.largest(highest, f"the targets of {group.name}")
+        return highest
 
     def _certified(self) -> dict[str, float]:
         """The fraction of certified units of each group, if there is anything to tell it by."""

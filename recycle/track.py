@@ -41,6 +41,8 @@ class Tracker:
         inputs: keep a part of what the layers read on the latest sampled pass as well.
         junction: keep what the units' layers read, and what their consumers read and need, of that pass as well.
         growth: keep rows that say what a new unit would be worth as well.
+        shared: this is one of several processes that train one network: times between firings wait until all have
+            told what they saw, see :mod:`recycle.merged`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Tracker:
         inputs: bool = False,
         junction: bool = False,
         growth: bool = False,
+        shared: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -96,7 +99,7 @@ class Tracker:
                 self.unobserved[group.name] = (
                     "a consumer is no Linear, Conv or first or last recurrent layer, so no hook sees what it reads"
                 )
-            self._windows[group.name] = [Window(firing) for _ in (*points, *_norms(group, points))]
+            self._windows[group.name] = [Window(firing, shared) for _ in (*points, *_norms(group, points))]
             self._consumers[group.name] = len(points)
             self._pre[group.name] = [Gradients() for _ in group.producers()]
             self._weights[group.name] = Gradients()
@@ -453,7 +456,7 @@ class Tracker:
             event=event,
             updates=self.updates,
             finite=finite,
-            settled=_settled(group) if live else None,
+            settled=settled(group) if live else None,
             sample=self._sample_of(group),
             inputs=self._inputs_of(group),
             activations=self.latest(group),
@@ -577,16 +580,16 @@ def _active(group: UnitGroup, seen: list[dict[str, Tensor]], consumers: int) -> 
     return found
 
 
-def _settled(group: UnitGroup) -> Tensor | None:
+def settled(group: UnitGroup) -> Tensor | None:
     """Where running variances have come down to nothing, as those of a constant do, and the means with them."""
-    units, settled = torch.arange(group.width), None
+    units, found = torch.arange(group.width), None
     for axis in group.incoming:
         owner, _, leaf = axis.name.rpartition(".")
         eps = getattr(group.module.get_submodule(owner), "eps", None)
         if leaf in ("running_var", "ra_var") and eps is not None:
             largest_of = axis.read(group.tensor(axis.name), units).flatten(1).amax(1).cpu()
-            settled = (largest_of <= 1e-6 * eps) & (True if settled is None else settled)
-    return settled
+            found = (largest_of <= 1e-6 * eps) & (True if found is None else found)
+    return found
 
 
 def _columns(index: Tensor, tensor: Tensor, dim: int) -> Tensor | None:

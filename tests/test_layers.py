@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.samples",
             "recycle.intervals",
             "recycle.junction",
+            "recycle.merged",
         }
     ),
     frozenset(
@@ -59,7 +60,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.mistakes",
         }
     ),
-    frozenset({"recycle.methods", "recycle.report"}),
+    frozenset({"recycle.methods", "recycle.report", "recycle.ranks"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names
     frozenset({"agents"}),
