@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from recycle.stats import Stats
 from recycle.track import Tracker, settled
 
 NO_RESIZE = (
-    "units and layers cannot come or go in data-parallel training: DistributedDataParallel would go on averaging the "
+    "units and layers cannot come or go in data-parallel training: DistributedDataParallel would wait for the "
     "gradients of the parameters that were replaced, and those of the new ones would differ from rank to rank"
 )
 _FOR_NEWBORNS = ("junction", "growth", "mistakes")
@@ -31,6 +32,25 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 class RanksDiffer(RuntimeError):
     """Processes that should do the same do not: which rank, and in what. Nothing can go on from there."""
+
+
+def ranks_of(
+    process_group: dist.ProcessGroup | None,
+    module: nn.Module,
+    optimizers: Sequence[Optimizer],
+    targets: Sequence[tuple[nn.Module, float]],
+    needs: Sequence[str],
+) -> Ranks | None:
+    """The ranks of a process group; None, with a warning where there are others, for a process by itself."""
+    if process_group is not None:
+        return Ranks(process_group, module, optimizers, targets, needs)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"this is one of {dist.get_world_size()} processes and the Recycler knows none of the others: in "
+            "data-parallel training their weights would part. Pass process_group=torch.distributed.group.WORLD",
+            stacklevel=3,
+        )
+    return None
 
 
 class Ranks:
@@ -215,7 +235,7 @@ class Ranks:
             raise  # an exchange inside of this one: all ranks know
         except Exception as error:
             failure = error
-            told = {"doing": doing, "error": f"{type(error).__name__}: {error}", "same": {}}
+            told = {"doing": doing, "error": f"{type(error).__name__}: {_line(error)}", "same": {}}
         found = self._gather(told, doing)
         if failure is not None:
             raise failure
@@ -248,12 +268,16 @@ class Ranks:
             parts = [mine.new_empty(most) for _ in range(size)]
             dist.all_gather(parts, torch.cat([mine, mine.new_zeros(most - len(mine))]), group=group)
         except RuntimeError as error:
-            raise RanksDiffer(f"{doing}: another rank did not come to it, or ended ({error})") from error
+            raise RanksDiffer(f"{doing}: another rank did not come to it, or ended ({_line(error)})") from error
         raw = [part[: int(length)].cpu().numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
         return [torch.load(io.BytesIO(each), weights_only=True) for each in raw]
 
 
 _ADVICE = "All must begin with the same weights, see the same updates, and draw from the recycler's generator alone"
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _with_firing(own: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from recycle.mistakes import mistakes_of
 from recycle.names import did_you_mean
 from recycle.nursery import answers_of
 from recycle.proof import difference, tolerance
-from recycle.ranks import NO_RESIZE, Ranks
+from recycle.ranks import NO_RESIZE, ranks_of
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
@@ -116,9 +116,7 @@ class Recycler:
         self.init = init
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
-        self._ranks = None
-        if process_group is not None:
-            self._ranks = Ranks(process_group, graph.module, self.optimizers, self.targets, self.needs)
+        self._ranks = ranks_of(process_group, graph.module, self.optimizers, self.targets, self.needs)
         self.tracker = self._watching(sample_every)
         self.loss = loss
         self.certify = certify
@@ -633,7 +631,11 @@ class Recycler:
     # -- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows, ages, books and the generator, as plain tensors and numbers."""
+        """Windows, ages, books and the generator, as plain tensors and numbers.
+
+        In data-parallel training the windows are this rank's own, and the rest is the same on all: save each rank's,
+        or right behind a :meth:`step`, when windows are empty, any one of them.
+        """
         remembered = [each.state_dict() if hasattr(each, "state_dict") else None for each in self.methods]
         return {
             "events": self.events,
