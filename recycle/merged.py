@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recycle.firing import Firing
-from recycle.samples import few
-from recycle.stats import Gradients, Window, kept_inputs
+from recycle.rows import stride
+from recycle.stats import Gradients, Window
 
 _CPU = torch.device("cpu")
 
 
 def condensed(state: dict[str, Any]) -> dict[str, Any]:
     """A :meth:`recycle.track.Tracker.state_dict` of the same meaning with one set of moments for each window."""
-    return state | {
-        "windows": {name: [_condensed(window) for window in windows] for name, windows in state["windows"].items()},
-        "pre": {name: [_total(seen) for seen in several] for name, several in state["pre"].items()},
-        "weights": {name: _total(seen) for name, seen in state["weights"].items()},
+    seen = {
+        name: {
+            "windows": [_condensed(window) for window in group["windows"]],
+            "gradients": [_total(gradients) for gradients in group["gradients"]],
+            "weights": _total(group["weights"]),
+        }
+        for name, group in state["seen"].items()
     }
+    return state | {"seen": seen}
 
 
 def merged(states: Sequence[dict[str, Any]], own: dict[str, Any]) -> dict[str, Any]:
@@ -37,22 +41,26 @@ def merged(states: Sequence[dict[str, Any]], own: dict[str, Any]) -> dict[str, A
         states: :func:`condensed` ones, in the order of the ranks.
         own: this rank's; how often its optimizers have stepped stays its own.
     """
-    shares = {name: _shares([state["windows"][name] for state in states]) for name in own["windows"]}
     return own | {
         "passes": max(state["passes"] for state in states),
         "cleared_at": max(state["cleared_at"] for state in states),
         "born": {name: torch.stack([state["born"][name] for state in states]).amax(0) for name in own["born"]},
-        "windows": {
-            name: [_window(seen) for seen in zip(*(state["windows"][name] for state in states), strict=True)]
-            for name in own["windows"]
+        "seen": {name: _seen([state["seen"][name] for state in states]) for name in own["seen"]},
+        "rows": {
+            need: {name: _latest([state["rows"][need][name] for state in states]) for name in records}
+            for need, records in own["rows"].items()
         },
-        "pre": {
-            name: [_local(seen, shares[name]) for seen in zip(*(state["pre"][name] for state in states), strict=True)]
-            for name in own["pre"]
-        },
-        "weights": {name: _reduced([state["weights"][name] for state in states]) for name in own["weights"]},
-        "latest": _samples([state["latest"] for state in states]),
-        "inputs": _inputs([state["inputs"] for state in states]),
+    }
+
+
+def _seen(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    windows = list(zip(*(state["windows"] for state in states), strict=True))
+    gradients = zip(*(state["gradients"] for state in states), strict=True)
+    shares = _shares(windows[0]) if windows else [1 / len(states)] * len(states)
+    return {
+        "windows": [_window(of_one) for of_one in windows],
+        "gradients": [_local(of_one, shares) for of_one in gradients],
+        "weights": _reduced([state["weights"] for state in states]),
     }
 
 
@@ -69,9 +77,9 @@ def _total(state: dict[str, Any]) -> dict[str, Any]:
     return {"passes": None, "earlier": seen.merged() if seen.passes else seen.earlier}
 
 
-def _shares(windows: Sequence[Sequence[dict[str, Any]]]) -> list[float]:
-    """Each rank's part of the values; equal parts where no hook counts them."""
-    counts = [sum(several[0]["counts"]) if several else 1 for several in windows]
+def _shares(windows: Sequence[dict[str, Any]]) -> list[float]:
+    """Each rank's part of the values; equal parts where there are none."""
+    counts = [sum(window["counts"]) for window in windows]
     return [count / sum(counts) if any(counts) else 1 / len(counts) for count in counts]
 
 
@@ -81,7 +89,7 @@ def _window(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "waiting": None,
         "counts": [count for state in seen for count in state["counts"]],
         "moments": [torch.cat(parts) for parts in zip(*(state["moments"] for state in seen), strict=True)],
-        "latest": _behind_one_another([(state["latest"],) for state in seen])[0] if seen else None,
+        "latest": _behind_one_another([state["latest"] for state in seen]),
         "firing": _firing([state["firing"] for state in states]),
     }
 
@@ -119,32 +127,28 @@ def _reduced(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"passes": None, "earlier": torch.stack(totals).sum(0) if totals else None}
 
 
-def _samples(states: Sequence[dict[str, Sequence[Tensor]]]) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs, pre-activations and gradients of each group's layer."""
-    found = {}
-    for name in _names(states):
-        inputs, outputs, gradient = _behind_one_another([state[name] for state in states if name in state])
-        parts = inputs, outputs, gradient / len(states)
-        step = -(-len(inputs) // len(few(inputs)))
-        found[name] = tuple(part[::step] for part in parts)
-    return found
+def _latest(ranks: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The latest pass that each rank kept, as one: what its layers read, said and were told."""
+    passes = [kept[-1] for kept in ranks if kept]
+    if not passes:
+        return []
+    shapes = [[_shape(part) for parts in each["readings"].values() for part in parts] for each in passes]
+    alike = [each for each, shape in zip(passes, shapes, strict=True) if shape == shapes[0]]
+    step = stride(torch.cat([next(iter(each["readings"].values()))[0] for each in alike]))
+    readings = {}
+    for name in alike[0]["readings"]:
+        read, said, told = (
+            _behind_one_another(parts) for parts in zip(*(e["readings"][name] for e in alike), strict=True)
+        )
+        told = None if told is None else told / len(ranks)
+        readings[name] = [None if part is None else part[::step] for part in (read, said, told)]
+    return [{"size": sum(each["size"] for each in alike), "stride": step, "examples": None, "readings": readings}]
 
 
-def _inputs(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What layers read, by weight."""
-    found = {}
-    for name in _names(states):
-        (rows,) = _behind_one_another([(state[name],) for state in states if name in state])
-        found[name] = kept_inputs(rows, rows.dim() - 2)
-    return found
+def _shape(values: Tensor | None) -> torch.Size | None:
+    return None if values is None else values.shape[1:]
 
 
-def _behind_one_another(ranks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    """Rows of several tensors, those of one rank behind those of another, where they have the shape of the first's."""
-    shapes = [[part.shape[1:] for part in parts] for parts in ranks]
-    alike = [parts for parts, shape in zip(ranks, shapes, strict=True) if shape == shapes[0]]
-    return tuple(torch.cat(parts) for parts in zip(*alike, strict=True))
-
-
-def _names(states: Iterable[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for state in states for name in state))
+def _behind_one_another(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None

@@ -17,8 +17,9 @@ from recycle.graph import Graph
 from recycle.merged import condensed, merged
 from recycle.optimizers import REFUSED
 from recycle.report import Report
+from recycle.seen import settled
 from recycle.stats import Stats
-from recycle.track import Tracker, settled
+from recycle.track import Tracker
 
 NO_RESIZE = (
     "units and layers cannot come or go in data-parallel training: DistributedDataParallel would wait for the "
@@ -282,13 +283,12 @@ def _line(error: Exception) -> str:
 
 def _with_firing(own: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A tracker's own state, in which the passes that were kept apart have counted."""
-    windows = {
-        name: [
-            window | {"firing": counted["firing"]} for window, counted in zip(mine, now["windows"][name], strict=True)
-        ]
-        for name, mine in own["windows"].items()
-    }
-    return own | {"windows": windows}
+    seen = {}
+    for name, mine in own["seen"].items():
+        counted = [window["firing"] for window in now["seen"][name]["windows"]]
+        windows = [window | {"firing": f} for window, f in zip(mine["windows"], counted, strict=True)]
+        seen[name] = mine | {"windows": windows}
+    return own | {"seen": seen}
 
 
 def _described(group: Any) -> list[Any]:

@@ -128,7 +128,7 @@ class Training:
             "moments": [list(state.values()) for state in self.optimizer.state.values()],
             "books": [state[key] for key in ("events", "windows", "generator", "recycled_at", "newborn", "parent")],
             "tracker": [state["tracker"][key] for key in ("passes", "steps", "cleared_at", "born")],
-            "silences": [w["firing"] for ws in state["tracker"]["windows"].values() for w in ws],
+            "silences": [w["firing"] for seen in state["tracker"]["seen"].values() for w in seen["windows"]],
         }
 
 
