@@ -59,7 +59,10 @@ class Ranks:
 
     They talk at events alone: one exchange of what each saw, one of what came of it, and one for every group that a
     Polyak target is asked about. An exchange is two collectives (sizes, then bytes), whatever a rank has to say, so
-    that one that saw nothing, or that failed, keeps no other waiting.
+    that one that saw nothing, or that failed, keeps no other waiting. Every rank then works out the same from the same
+    numbers; checksums of all parameters, before and behind the edits, tell whether it did.
+
+    Bytes travel as CPU tensors (gloo), or on the network's device where the backend is nccl, which is not tested.
 
     Args:
         process_group: of this process and the others.
@@ -220,10 +223,8 @@ class Ranks:
 
     def _weights(self) -> dict[str, Any]:
         """A checksum of the bits of each parameter."""
-        held = dict(self.module.named_parameters())
-        sums = torch.stack([_checksum(parameter) for parameter in held.values()]).tolist()
-        named = zip(held.items(), sums, strict=True)
-        return {f"the parameter {name!r}": [*parameter.shape, *both] for (name, parameter), both in named}
+        held = self.module.named_parameters()
+        return {f"the parameter {name!r}": [*p.shape, *_checksum(p).tolist()] for name, p in held}
 
     # -- talking -------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Stats:
     """What was seen of a group's units since the last event. Every tensor is ``(width,)``, float64, on the CPU.
 
     "Activation" is a unit's output as its consumers read it, over samples and positions (time, space).
+    In data-parallel training it is what all ranks saw, see :func:`recycle.merged.merged`.
     """
 
     samples: int

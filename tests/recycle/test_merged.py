@@ -58,7 +58,7 @@ class Watched:
         self.net = copy.deepcopy(net)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1)
         self.graph = recycle.trace(self.net, lambda: self.net(example))
-        self.tracker = Tracker(self.graph, optimizers=[self.optimizer], **(WATCHED | how))
+        self.tracker = Tracker(self.graph, **({"optimizers": [self.optimizer]} | WATCHED | how))
 
     def look(self, x: Tensor, scale: float) -> None:
         self.optimizer.zero_grad()
@@ -175,3 +175,16 @@ def test_rows_are_thinned_to_what_one_rank_keeps_and_rows_of_another_shape_left_
         assert stats.inputs is not None and len(stats.inputs["0.weight"]) <= 256
         assert stats.sample is not None and bool((stats.sample.inputs[:, :5] == 7).all())
         assert len(stats.sample.inputs) <= 32 * 7
+
+
+def test_a_rank_that_ran_less_counts_updates_as_the_one_that_ran_most() -> None:
+    net = dead_in_part(plain)
+    x = torch.randn(4, 5, dtype=torch.double)
+    ranks = [Watched(net, x, shared=True, optimizers=()) for _ in range(2)]
+    for rank, passes in zip(ranks, (1, 3), strict=True):
+        for _ in range(passes):
+            rank.look(x, 1.0)
+    for found in together(ranks):
+        assert found["0"].updates == 3 and found["0"].samples == 16
+        assert found["0"].age.tolist() == [3.0] * 12
+        assert float(found["0"].silence.max()) == 3.0  # the dead unit, of the longer run
