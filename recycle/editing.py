@@ -21,7 +21,6 @@ from recycle.nursery import answers_of
 from recycle.proof import difference, tolerance
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
-from recycle.targets import SoftTargets
 
 _NO_OPTIMIZER = (
     "this Recycler edits weights and knows no optimizer: momentum and second moments stay those of the units that were "
@@ -37,7 +36,8 @@ class Editor:
     """Those that edit units."""
     optimizers: Sequence[Optimizer]
     targets: Sequence[tuple[nn.Module, float]]
-    soft: SoftTargets
+    peak: Callable[[UnitGroup], Tensor | None] | None
+    """Largest |output| of a group's units in the targets that are Polyak averages; None where there are none."""
     books: Books
     cooldown: int
     cap: float
@@ -60,7 +60,7 @@ class Editor:
             edits = [edit for edit in (e.only(allowed) for e in wanted) if edit.slots or resizes(edit)]
             edits = [edit for edit in edits if not (isinstance(edit, Prune) and not edit.units)]
             if edits and not self.optimizers:
-                warnings.warn(_NO_OPTIMIZER, stacklevel=4)
+                warnings.warn(_NO_OPTIMIZER, stacklevel=5)
             if any(map(resizes, edits)):
                 return ([], self.fixed) if self.fixed else self._resize(group, edits, note, stats)
             with all_or_none(group, **held):
@@ -75,8 +75,8 @@ class Editor:
         slots = list(dict.fromkeys(slot for edit in edits for slot in edit.slots))
         ready = self.books.ready(group, slots, self.cooldown)
         notes = [f"{len(slots) - len(ready)} cooling down"] * (len(ready) < len(slots))
-        if ready and self.soft.modules:
-            highest = self.soft.peak(group)
+        if ready and self.peak is not None:
+            highest = self.peak(group)
             if highest is None:
                 return set(), "no batch was seen on which to check the target network"
             folded = [slot for edit in edits if isinstance(edit, Fold) for slot in edit.slots]

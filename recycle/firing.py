@@ -21,9 +21,14 @@ class Firing:
     A unit fires in a pass if it is not zero for some sample and position of it. Its inter-firing time is 1 where it
     fired in the pass before as well. A histogram with bins that grow with the time costs O(units) an update, whatever
     the times are.
+
+    Args:
+        apart: keep who fired in each pass apart, instead of counting it: in data-parallel training a unit fires if it
+            does so on any process, and nobody asks the others in a pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, apart: bool = False) -> None:
+        self.apart: list[Tensor] | None = [] if apart else None  # who fired, ``(width,)`` for each pass
         self.silent: Tensor | None = None  # passes since the unit fired, or since it was born
         self.total = self.times = torch.empty(0)  # passes between births and latest firings; histogram of the times
 
@@ -34,6 +39,14 @@ class Firing:
             self.silent = torch.zeros(act.shape[1], device=act.device)
             self.total = torch.zeros_like(self.silent)
             self.times = torch.zeros(act.shape[1], _BINS, device=act.device)
+        if self.apart is None:
+            self.count(fired)
+        else:
+            self.apart.append(fired)
+
+    def count(self, fired: Tensor) -> None:
+        """Count one pass in which these units fired, ``(width,)`` bool."""
+        assert self.silent is not None
         time = self.silent + 1
         self.times.scatter_add_(1, _bin(time)[:, None], fired.to(time.dtype)[:, None])
         self.total += time * fired
@@ -67,14 +80,25 @@ class Firing:
         return {"silence": silent, "rarity": (longer + (mean / (mean + 1)) ** silent) / (count + 1)}
 
     def state(self) -> list[Tensor] | None:
-        """Plain tensors."""
-        return None if self.silent is None else [t.to("cpu", copy=True) for t in (self.silent, self.total, self.times)]
+        """Plain tensors: silences, total times, histograms, and who fired in the passes that are kept apart."""
+        if self.silent is None:
+            return None
+        kept = [torch.stack(self.apart)] if self.apart else []
+        return [t.to("cpu", copy=True) for t in (self.silent, self.total, self.times, *kept)]
 
     def load(self, state: Any, device: torch.device) -> None:
         """Go on from :meth:`state`."""
         self.silent = None
+        if self.apart is not None:
+            self.apart = []
         if state is not None:
-            self.silent, self.total, self.times = (t.to(device, copy=True) for t in state)
+            self.silent, self.total, self.times = (t.to(device, copy=True) for t in state[:3])
+            passes = list(state[3].to(device, copy=True).unbind()) if len(state) > 3 else []
+            if self.apart is None:
+                for fired in passes:
+                    self.count(fired)
+            else:
+                self.apart = passes
 
 
 def _bin(time: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ _POWERS = {
 }  # fmt: skip
 """State key -> how it scales with the gradient: 1 for a mean of it, 2 for a mean of its square."""
 
-_REFUSED = {
+REFUSED = {
     "LBFGS": "it keeps one flat history of all parameters",
     "Adafactor": "it factorises its second moment",
+    "ZeroRedundancyOptimizer": "each process keeps that of other parameters",
 }
+"""Optimizers that have no state of single units, and why."""
 
 
 def check(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor]) -> None:
@@ -27,9 +29,9 @@ def check(optimizers: Sequence[Optimizer], parameters: Iterable[Tensor]) -> None
     parameters = list(parameters)
     for optimizer in optimizers:
         name = type(optimizer).__name__
-        if name in _REFUSED:
+        if name in REFUSED:
             raise NotRecyclable(
-                f"{name} has no state of single units: {_REFUSED[name]}. Use Adam, AdamW, SGD or RMSprop"
+                f"{name} has no state of single units: {REFUSED[name]}. Use Adam, AdamW, SGD or RMSprop"
             )
         for parameter in parameters:
             for key, value in optimizer.state.get(parameter, {}).items():

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,6 +27,7 @@ from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_method, check_together
 from recycle.mistakes import mistakes_of
+from recycle.ranks import NO_RESIZE, ranks_of
 from recycle.remodelling import Remodelling, each_asked_for, renewed
 from recycle.report import GroupReport, Report, after, before
 from recycle.stats import Stats
@@ -68,6 +70,9 @@ class Recycler:
             output, see :attr:`Report.jumps`; six passes over that batch an event. None: they do not.
         loss: the loss of a batch, a scalar, for births that try new units out (firefly; gradmax where it has no closed
             form): ``lambda: loss(net(x), y)``. It should be the same batch throughout one event.
+        process_group: of data-parallel training, where every rank has a recycler of its own, built alike: each event
+            looks at what all ranks saw, and makes the same edits on each. All must then build it, and call
+            :meth:`step`, :meth:`observe` and :meth:`report`, together. See :mod:`recycle.ranks`.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Recycler:
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
         probe: Callable[[], Any] | None = None,
         loss: Callable[[], Tensor] | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.method = method
         for each in self.methods:
@@ -103,6 +109,7 @@ class Recycler:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.warmup, self.cooldown, self.cap = warmup, cooldown, cap
         self._sample_every = sample_every
+        self._ranks = ranks_of(process_group, graph.module, self.optimizers, self.targets, self.needs)
         self.tracker = self._watching(graph)
         self.loss = loss
         self.certify = certify
@@ -120,6 +127,10 @@ class Recycler:
             raise ValueError("a probe counts updates by optimizer steps: pass optimizers=[...]")
         self._jumps = None if probe is None else Jumps(graph.module, probe)
         self._jump_handles: list[Any] = []
+        if self._ranks is not None:
+            named = [type(each).__name__ for each in self.methods]
+            options = {"method": named, "warmup": warmup, "cooldown": cooldown, "cap": cap}
+            self._ranks.begin_alike(graph, options | {"sample_every": sample_every}, self.generator)
 
     def _watching(self, graph: Graph) -> Tracker:
         needs = self.needs
@@ -132,6 +143,7 @@ class Recycler:
             inputs="inputs" in needs,
             junction="junction" in needs,
             growth="growth" in needs,
+            shared=self._ranks is not None,
         )
 
     @property
@@ -187,6 +199,9 @@ class Recycler:
 
     def report(self) -> Report:
         """The health of the current window; nothing is edited, and the window goes on."""
+        return self._together("report()", self._look, keep_window=True)
+
+    def _look(self) -> Report:
         groups = {}
         certified = self._certified()
         for group in self.graph:
@@ -196,7 +211,8 @@ class Recycler:
 
     def observe(self, *, keep_window: bool = False) -> Report:
         """Like :meth:`step` without the edits: report, keep the books, begin a new window (or keep this one)."""
-        return self._event(edit=False, keep_window=keep_window)
+        act = partial(self._event, edit=False, keep_window=keep_window)
+        return self._together("observe()", act, keep_window=keep_window)
 
     def step(self) -> Report:
         """Decide and apply, between two updates; then begin a new window.
@@ -204,9 +220,22 @@ class Recycler:
         Raises:
             NotRecyclable: called inside :meth:`listening`, where a backward pass may be pending.
         """
-        if self._listening:
-            raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
-        return self._event(edit=True, keep_window=False)
+        return self._together("step()", partial(self._event, edit=True, keep_window=False), keep_window=False)
+
+    def _together(self, doing: str, act: Callable[[], Report], *, keep_window: bool) -> Report:
+        """Do it: with what all ranks saw, where there are several."""
+        if self._ranks is None:
+            return act()
+        books = {"events": self.events, "windows that have ended": self._books.windows}
+        return self._ranks.event(
+            doing,
+            act,
+            tracker=self.tracker,
+            recorded=self._recorded,
+            books=books,
+            generator=self.generator,
+            keep_window=keep_window,
+        )
 
     def record(self, name: str, value: float | Tensor) -> None:
         """Hand in what the training loop measures itself, a loss say, for methods that watch it.
@@ -230,6 +259,8 @@ class Recycler:
         return found
 
     def _event(self, *, edit: bool, keep_window: bool) -> Report:
+        if edit and self._listening:
+            raise NotRecyclable("step() inside listening(): a backward pass may be pending. Call it after the block")
         names = [group.name for group in self.graph]
         found, edits, all_stats = {}, [], {}
         jumps: dict[int, float] = {}
@@ -268,6 +299,8 @@ class Recycler:
     def _stats(self, group: UnitGroup) -> Stats:
         recorded = {name: float(total) / count for name, (count, total) in self._recorded.items()}
         stats = self.tracker.stats(group, self.generator, self.events + 1, recorded)
+        if self._ranks is not None:
+            stats = self._ranks.agreed(group.name, stats)
         return self._with_mistakes(group, stats)
 
     def _in_order(self) -> list[UnitGroup]:
@@ -304,6 +337,8 @@ class Recycler:
         if not isinstance(wanted, (Inject, Deepen)):
             intervene(wanted, self.graph, targets=self.targets, **how)
             return
+        if self._ranks is not None:
+            raise NotRecyclable(NO_RESIZE)
         remodelling = Remodelling(self.graph, self.tracker, self._books)
         attached = self.tracker.attached
         self.tracker.detach()
@@ -353,21 +388,28 @@ class Recycler:
         return f"needs {', '.join(missing)}, which was not observed{why}" if missing else ""
 
     def _editor(self) -> Editor:
-        pulled = "units cannot come or go while weights are pulled to where they began (l2_init)"
+        fixed = "" if self._ranks is None else NO_RESIZE
+        if self._anchors:
+            fixed = "units cannot come or go while weights are pulled to where they began (l2_init)"
         return Editor(
             methods=[method for method in self.methods if callable(method)],
             optimizers=self.optimizers,
             targets=self.targets,
-            soft=self._soft,
+            peak=self._peak if self._soft.modules else None,
             books=self._books,
             cooldown=self.cooldown,
             cap=self.cap,
             init=self.init,
             generator=self.generator,
             loss=self.loss,
-            fixed=pulled if self._anchors else "",
+            fixed=fixed,
             unwatched=self._unwatched,
         )
+
+    def _peak(self, group: UnitGroup) -> Tensor | None:
+        """Largest |output| of a group's units in Polyak targets, ``(width,)``; None where no batch was seen."""
+        highest = self._soft.peak(group)
+        return highest if self._ranks is None else self._ranks.largest(highest, f"the targets of {group.name}")
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
@@ -401,7 +443,11 @@ class Recycler:
     # -- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows, ages, books and the generator, as plain tensors and numbers."""
+        """Windows, ages, books and the generator, as plain tensors and numbers.
+
+        In data-parallel training the windows are this rank's own, and the rest is the same on all: save each rank's,
+        or right behind a :meth:`step`, when windows are empty, any one of them.
+        """
         remembered = [each.state_dict() if hasattr(each, "state_dict") else None for each in self.methods]
         return {
             "events": self.events,

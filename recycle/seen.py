@@ -20,10 +20,11 @@ class Seen:
     Args:
         group: the units.
         firing: keep the times between each unit's firings as well.
+        apart: those of passes that count later, see :class:`recycle.firing.Firing`.
     """
 
-    def __init__(self, group: UnitGroup, firing: bool) -> None:
-        self.windows = [Window(firing) for _ in watched(group)]
+    def __init__(self, group: UnitGroup, firing: bool, apart: bool = False) -> None:
+        self.windows = [Window(firing, apart) for _ in watched(group)]
         """Of the consumers' inputs, then of the normalisations': as :func:`watched` lists them."""
         self.gradients = [Gradients() for _ in group.producers()]
         """At the pre-activations, by producer."""

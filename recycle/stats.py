@@ -28,6 +28,7 @@ class Stats:
     """What was seen of a group's units since the last event. Every tensor is ``(width,)``, float64, on the CPU.
 
     "Activation" is a unit's output as its consumers read it, over samples and positions (time, space).
+    In data-parallel training it is what all ranks saw, see :func:`recycle.merged.merged`.
     """
 
     samples: int
@@ -131,10 +132,11 @@ class Window:
 
     Args:
         firing: keep inter-firing times as well; they outlive the window.
+        apart: those of passes that count later, see :class:`recycle.firing.Firing`.
     """
 
-    def __init__(self, firing: bool = False) -> None:
-        self.firing = Firing() if firing else None
+    def __init__(self, firing: bool = False, apart: bool = False) -> None:
+        self.firing = Firing(apart) if firing else None
         self.buffer = self.scratch = torch.empty(0, 0)
         self.clear()
 
@@ -240,6 +242,12 @@ class Window:
         count = torch.tensor(self.counts, dtype=total.dtype, device=total.device)[:, None]
         between = count * (total / count - total.sum(0) / count.sum()).square()
         return fired.sum(0), size.sum(0), total.sum(0), (spread + between).sum(0), low.amin(0), high.amax(0)
+
+    def condense(self) -> None:
+        """Keep the moments of all passes as those of one, so that :meth:`state` is small."""
+        self._take_moments()
+        if len(self.counts) > 1:
+            self.moments, self.counts = [self.merged()], [sum(self.counts)]
 
     def read(self) -> dict[str, Tensor]:
         """The fields of :class:`Stats` that one observation point gives, on the CPU."""

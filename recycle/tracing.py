@@ -40,6 +40,8 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"trace needs a torch.nn.Module, got {type(module).__name__}")
+    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise TypeError(f"trace needs the network inside of {type(module).__name__}: pass net.module, and call that")
     if isinstance(module, torch.jit.ScriptModule):
         raise NotRecyclable("a scripted module names no layers; trace the network that was scripted (parts may be)")
     if not calls or not all(callable(call) for call in calls):

@@ -41,6 +41,8 @@ class Tracker:
         inputs: keep a part of what the layers read on the latest sampled pass as well.
         junction: keep what the units' layers read, and what their consumers read and need, of that pass as well.
         growth: keep rows that say what a new unit would be worth as well.
+        shared: this is one of several processes that train one network: times between firings wait until all have
+            told what they saw, see :mod:`recycle.merged`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Tracker:
         inputs: bool = False,
         junction: bool = False,
         growth: bool = False,
+        shared: bool = False,
     ) -> None:
         if sample_every < 1:
             raise ValueError(f"sample_every counts updates and must be at least 1, got {sample_every}")
@@ -68,7 +71,7 @@ class Tracker:
         self.born: dict[str, Tensor] = {}
         """The pass at which each unit was last recycled, ``(width,)``."""
         self._clock = Clock(len(self.optimizers), sample_every)
-        self._seen = {group.name: Seen(group, firing) for group in graph}
+        self._seen = {group.name: Seen(group, firing, shared) for group in graph}
         asked = {"sample": sample, "inputs": inputs, "junction": junction, "growth": growth}
         self._kept = Kept(graph, [need for need, wanted in asked.items() if wanted])
         self._handles: list[Any] = []

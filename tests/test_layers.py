@@ -38,6 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.samples",
             "recycle.intervals",
             "recycle.junction",
+            "recycle.merged",
         }
     ),
     frozenset(
@@ -73,7 +74,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "recycle.books",
         }
     ),
-    frozenset({"recycle.methods", "recycle.report", "recycle.editing", "recycle.remodelling"}),
+    frozenset({"recycle.methods", "recycle.report", "recycle.ranks", "recycle.editing", "recycle.remodelling"}),
     frozenset({"recycle.recycler"}),
     frozenset({"recycle"}),  # __init__: the public names
     frozenset({"agents"}),
