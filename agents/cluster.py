@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-SECONDS = 5.0
-"""How long a machine has to take a connection; all of joining its cluster may take ten times as long."""
+REACHED, JOINED = 5.0, 30.0
+"""Seconds in which a machine has to take a connection, and its cluster to let us in."""
 
 
 def load_ray() -> Any:
@@ -30,13 +30,8 @@ def load_ray() -> Any:
     Raises:
         ImportError: Ray is not installed.
     """
-    quiet = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -64,10 +59,23 @@ def connected(address: str | None, *, cpus: float, gpus: float) -> Iterator[Clus
             small = {"object_store_memory": 100 * 2**20, "include_dashboard": False, "_temp_dir": folder}
             ray.init(address="local", **small, **quiet)
         else:
-            with _within(10 * SECONDS, f"--address: no Ray cluster answers at {address}"):
+            with _within(JOINED, f"--address: no Ray cluster that we can join answers at {address}"), _silence():
                 ray.init(address=address, **quiet)
         stack.callback(ray.shutdown)
         yield Cluster(ray, cpus, gpus)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what compiled code writes to stderr in the block."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_address(address: str) -> None:
@@ -78,11 +86,15 @@ def _check_address(address: str) -> None:
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(f"--address: expected HOST:PORT of a cluster's head, or auto, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=REACHED).close()
     except OSError as error:
         raise ConnectionError(
             f"--address: nobody answers at {address} ({error}). `ray start --head` prints the address of a cluster"
         ) from error
+
+
+class _TooLate(BaseException):
+    """No Exception: Ray would catch that, and try again."""
 
 
 @contextlib.contextmanager
@@ -90,12 +102,14 @@ def _within(seconds: float, message: str) -> Iterator[None]:
     """Raise a ConnectionError if the block takes longer."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise ConnectionError(message)
+        raise _TooLate
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TooLate:
+        raise ConnectionError(message) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -193,7 +207,7 @@ def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool)
     with open(log, "rb") as output:
         output.seek(begin)
         lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
-    said = lines[-1] if lines else "it said nothing"
+    said = lines[-1] if lines else f"it said nothing (exit code {process.returncode})"
     if process.returncode < 0:
         said = f"killed by {signal.Signals(-process.returncode).name}"
     return process.returncode, host, said

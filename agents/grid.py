@@ -21,6 +21,7 @@ options are joined key by key.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import types
@@ -153,6 +154,9 @@ def _value(key: str, kind: Any, value: Any) -> Any:
         return tuple(_value(key, str, each) for each in ([value] if isinstance(value, str) else value))
     if kind is bool and isinstance(value, bool):
         return value
+    if kind in (int, float) and isinstance(value, str):  # yaml takes 1e-4 for a word
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if kind is float or (kind is int and float(value).is_integer()):
             return kind(value)
