@@ -21,6 +21,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
                 again = shlex.join(["python", "-m", "agents.sweep", *words])
                 gathered.write(root / "sweep.csv", gathered.gather(states))
                 raise Stopped(f"interrupted; the runs have written checkpoints. Go on with: {again}", 130) from None
+    _await_files(states)
     found = gathered.gather(states)
     gathered.write(root / "sweep.csv", found)
     gathered.show(console, found)
@@ -187,6 +189,9 @@ def _jobs(root: Path, trained: Sequence[Run]) -> list[Job]:
     return list(jobs.values())
 
 
+SHOWN = 90.0
+"""Seconds within which what one machine has written is to be seen on another."""
+
 HOW = ("log_folder", "overwrite", "progress", "verbose", "save_freq", "save_minutes", "keep", "device", "num_threads")
 """Options that do not say what is trained; a run that is there keeps its own."""
 
@@ -218,6 +223,17 @@ def _try_out(trained: Sequence[Run]) -> None:
             model = new_model(run, env)
             if run.trained_agent is not None:
                 load_weights(model, run.trained_agent)
+
+
+def _await_files(states: Sequence[State]) -> None:
+    """A network file system may be slow to tell; what is never to be seen here is not shared."""
+    until = time.monotonic() + SHOWN
+    for state in states:
+        while state.stage == "finished" and not state.job.finished:
+            if time.monotonic() > until:
+                state.stage = "failed"
+                state.error = f"it ended well on {state.host}, but not here: all machines must see the same files"
+            time.sleep(1)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,7 @@ def test_bad_options_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsy
 def test_a_run_that_is_there_with_other_options_is_not_taken_for_this_one(tmp_path, capsys):
     folder = train(tmp_path, "--env", "CartPole-v1", "--method", "none", "-n", "64", "--hyperparams", "n_steps:64")
     asked = ["--seeds", "1", "--log-folder", str(tmp_path), "--", "--method", "none", "--hyperparams", "n_steps:9"]
+    capsys.readouterr()
     assert main(asked) == 2
     assert_one_line(capsys, f"{folder} holds a run of hyperparams")
 
@@ -372,10 +373,11 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
     given, folder = gate
     root = tmp_path / "runs"
     command = [sys.executable, "-m", "agents.sweep", "--seeds", "2", "--log-folder", str(root), "--", *given]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
     try:
         waiting(folder, min(2, os.cpu_count() or 1))
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         time.sleep(1)
         (folder / "open").touch()
         out, err = process.communicate(timeout=200)
