@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ class Board:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal is gone; the sweep is not
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def name(self, state: State) -> str:
         """A run as its folder below the log folder."""

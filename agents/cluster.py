@@ -20,6 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+QUIET = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_kill_child_processes_on_worker_exit")
+"""What Ray shall not do: report home, warn of a run without a GPU, and kill a run that is writing its last checkpoint
+(on a cluster that others started this is set there)."""
+
 REACHED, JOINED = 5.0, 30.0
 """Seconds in which a machine has to take a connection, and its cluster to let us in."""
 
@@ -30,7 +34,7 @@ def load_ray() -> Any:
     Raises:
         ImportError: Ray is not installed.
     """
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+    for name in QUIET:
         os.environ.setdefault(name, "0")
     try:
         return importlib.import_module("ray")

@@ -120,7 +120,7 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
             for state in missing:
                 state.job.folder.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with Board(console, states, root) as board, _interrupted_by_sigterm():
+                with Board(console, states, root) as board, _interrupted_by(signal.SIGTERM, signal.SIGHUP):
                     _train(cluster, missing, board, args.retries)
             except KeyboardInterrupt:
                 again = shlex.join(["python", "-m", "agents.sweep", *words])
@@ -245,13 +245,14 @@ def _closed(env: VecEnv) -> Iterator[VecEnv]:
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """In the block SIGTERM does what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """In the block these signals do what Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train(cluster: Cluster, missing: Sequence[State], board: Board, retries: int) -> None:
