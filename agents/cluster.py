@@ -132,10 +132,8 @@ class Cluster:
     """Machines that are given attempts at runs."""
 
     def __init__(self, ray: Any, cpus: float, gpus: float) -> None:
-        from ray import cloudpickle
-
         self._ray, self._cpus, self._gpus = ray, cpus, gpus
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
 
     def check_room(self) -> None:

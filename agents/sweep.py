@@ -36,7 +36,7 @@ from agents import gathered, grid, runs
 from agents.board import Board
 from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import build_methods
-from agents.cluster import Cluster, connected, load_ray
+from agents.cluster import Cluster, connected
 from agents.command_line import Stopped, pairs, reported
 from agents.jobs import Job, State
 from agents.options import Args as Run
@@ -107,7 +107,6 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
     if not 0 < args.cpus_per_run < float("inf") or not 0 <= args.gpus_per_run < float("inf"):
         raise ValueError("--cpus-per-run must be more than 0 and --gpus-per-run 0 or more")
     trained = runs_of(args, options)
-    load_ray()
     root = Path(args.log_folder)
     _check_folder(root)
     states = [State(job) for job in _jobs(root, trained)]
