@@ -51,22 +51,25 @@ def connected(address: str | None, *, cpus: float, gpus: float) -> Iterator[Clus
     Raises:
         ImportError: Ray is not installed.
         ValueError: the address is none.
-        ConnectionError: nobody answers there.
+        ConnectionError: nobody answers there, or the cluster is lost.
     """
     if address is not None:
         _check_address(address)
     ray = load_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     with contextlib.ExitStack() as stack:
-        if address is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-            small = {"object_store_memory": 100 * 2**20, "include_dashboard": False, "_temp_dir": folder}
-            ray.init(address="local", **small, **quiet)
-        else:
-            with _within(JOINED, f"--address: no Ray cluster that we can join answers at {address}"), _silence():
-                ray.init(address=address, **quiet)
-        stack.callback(ray.shutdown)
-        yield Cluster(ray, cpus, gpus)
+        try:
+            if address is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+                small = {"object_store_memory": 100 * 2**20, "include_dashboard": False, "_temp_dir": folder}
+                ray.init(address="local", **small, **quiet)
+            else:
+                with _within(JOINED, f"--address: no Ray cluster that we can join answers at {address}"), _silence():
+                    ray.init(address=address, **quiet)
+            stack.callback(ray.shutdown)
+            yield Cluster(ray, cpus, gpus)
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(f"Ray has failed: {error}. The same command goes on with the sweep") from error
 
 
 @contextlib.contextmanager
