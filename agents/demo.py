@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents import compare, plot
+from agents.jobs import Job
 from agents.runs import run_folder
 
 ENV = "DigitsBandit-v1"
@@ -113,33 +112,6 @@ class Args:
     """Which of ppo and dqn to run."""
     arms: tuple[str, ...] = ("monitor", "split", "mirror", "redo")
     """Which arms to run: all, or names such as random, replay, cbp, redo+l2_init, monitor-layer-norm."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run of the demonstration."""
-
-    folder: Path
-    command: tuple[str, ...]
-    steps: int
-    after: Path | None = None
-    """The run that has to be finished first."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the final model is there."""
-        return (self.folder / "model.zip").exists()
-
-    def done(self) -> int:
-        """Environment steps so far, read off the last finished episode."""
-        if self.finished:
-            return self.steps
-        try:
-            with (self.folder / "episodes.csv").open(newline="", encoding="utf-8") as file:
-                last = deque(csv.reader(file), maxlen=1)
-            return int(last[0][0]) if last and last[0] and last[0][0].isdigit() else 0
-        except OSError:
-            return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

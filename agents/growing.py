@@ -15,7 +15,8 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from agents import plot
-from agents.demo import ENV, Job, run_jobs
+from agents.demo import ENV, run_jobs
+from agents.jobs import Job
 from agents.results import Run, read_run
 from agents.runs import run_folder
 from agents.statistics import Floats, estimate

@@ -155,7 +155,7 @@ def as_config(args: Args) -> dict[str, Any]:
     config: dict[str, Any] = {"format": FORMAT}
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        if _is_pairs(field.name):
+        if is_pairs(field.name):
             value = {key: written(each) for key, each in pairs(value).items()}
         config[field.name] = list(value) if isinstance(value, tuple) else value
     config["total_timesteps"] = config.pop("n")
@@ -174,9 +174,25 @@ def from_config(config: Mapping[str, Any]) -> Args:
         if name not in config:
             raise ValueError(f"config.yaml lacks {name!r}: it is not as agents.train wrote it")
         value = config[name]
-        found[field.name] = words(value) if _is_pairs(field.name) else tuple(value) if type(value) is list else value
+        found[field.name] = words(value) if is_pairs(field.name) else tuple(value) if type(value) is list else value
     return Args(**found)
 
 
-def _is_pairs(name: str) -> bool:
+def as_words(args: Args) -> tuple[str, ...]:
+    """The options as they are typed, defaults left out: ``("--algo=dqn", "--drift", "permute", "--jumps")``."""
+    found: list[str] = []
+    for field in dataclasses.fields(args):
+        value, name = getattr(args, field.name), "--" + field.name.replace("_", "-")
+        name = "--n-timesteps" if field.name == "n" else name
+        if value == field.default:
+            continue
+        if isinstance(value, tuple):
+            found += [name, *value]
+        else:
+            found.append(name if value is True else f"{name}={value}")
+    return tuple(found)
+
+
+def is_pairs(name: str) -> bool:
+    """Whether the option of that name takes ``key:value`` words."""
     return name.endswith("kwargs") or name == "hyperparams"

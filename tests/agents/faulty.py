@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -75,3 +76,21 @@ class Unpicklable(Faulty):
 
 gym.register("Faulty-v0", entry_point=Faulty)
 gym.register("Unpicklable-v0", entry_point=Unpicklable)
+
+
+class Gated(Faulty):
+    """Waits at a step until there is a file ``open`` in a folder, and leaves one there named after its process."""
+
+    def __init__(self, gate, at=73, faults=""):
+        super().__init__(faults)
+        self.gate, self.at = gate, at
+
+    def step(self, action):
+        if self.life + 1 == self.at:
+            Path(self.gate, str(os.getpid())).touch()
+            while not Path(self.gate, "open").exists():
+                time.sleep(0.02)
+        return super().step(action)
+
+
+gym.register("Gated-v0", entry_point=Gated)

@@ -5,10 +5,11 @@ import tyro
 
 from agents import demo, train
 from agents.demo import ARMS, TASKS, Args, main
+from agents.jobs import Job
 from recycle.methods import METHODS
 
 
-def jobs(arms: tuple[str, ...], **options: int) -> list[demo.Job]:
+def jobs(arms: tuple[str, ...], **options: int) -> list[Job]:
     return list(demo._jobs(Args(log_folder="here", **options), arms))  # type: ignore[arg-type]
 
 
