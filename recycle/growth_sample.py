@@ -20,7 +20,8 @@ _ROWS = 2048
 class GrowthSample:
     """Rows of the latest sampled passes at the layer that makes a group's units and at those that read them.
 
-    Float64, on the CPU. A row is an example (a position of a sequence); each example counts once, as it was seen last.
+    Float64, on the CPU. A row is an example (a position of a sequence); each example counts once, as it was seen last,
+    with the mean of its gradients: the same observation with other actions and rewards says more than one of them.
     """
 
     inputs: Tensor
@@ -138,6 +139,8 @@ class Recorder:
         rows = torch.arange(len(which))
         latest = torch.zeros(int(which.max()) + 1, dtype=torch.long)
         latest = latest.scatter_reduce_(0, which, rows, "amax").sort().values
+        told = torch.zeros(len(latest), gradients.shape[1], dtype=torch.double).index_add_(0, which, gradients)
+        told /= which.bincount()[:, None]
         ones = torch.ones(len(latest), 1, dtype=torch.double)
         other = torch.ones(read.shape[1], dtype=torch.bool)
         other[self.columns] = False
@@ -145,7 +148,7 @@ class Recorder:
         return GrowthSample(
             inputs=torch.cat([inputs[latest], ones], 1) if self.biased else inputs[latest],
             activations=read[latest][:, self.columns],
-            gradients=gradients[latest],
+            gradients=told[which[latest]],
             preactivations=before[latest][:, self.units],
             beside=torch.cat([read[latest][:, other], *([ones] if has_bias else [])], 1),
             biased=self.biased,

@@ -37,9 +37,11 @@ class SelfExpanding:
     what such a search over one half of the rows is worth on the other half, and the other way round. An event widens
     one layer, by one unit after the other until the next one fails or ``most`` is reached. The output stays as it was.
 
-    F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), so that the scale of the loss says nothing.
-    The rows are the latest 2048 different examples that were seen since the last event: there must be more than four
-    for each unit. Layers made and read by Linear layers, with a known activation between them and no normalisation.
+    F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), in an agent too, where the loss is PPO's or
+    DQN's own: so the scale of the loss says nothing. The rows are the latest 2048 that were seen since the last event,
+    of as many examples as are different: more than four for each unit. An agent's gradients are noisy, so give it time
+    between events, and look at few updates after each rollout rather than at the last rollout alone (sample_every).
+    Layers made and read by Linear layers, with a known activation between them and no normalisation.
     """
 
     relative: float = 0.03
@@ -47,7 +49,8 @@ class SelfExpanding:
     absolute: float = 0.0025
     """Least part of the gradient that the new unit explains, in [0, 1)."""
     certainty: float = 1.0
-    """Standard errors by which the gain must be above zero. At 1 about one test in 40 passes by chance, at 2 none."""
+    """Standard errors by which the gain must be above zero. At 1 chance alone passes about one test in 40, at 2 none;
+    the other two thresholds let fewer pass."""
     most: int = 4
     """Units that an event may add."""
     cooldown: int = 0
@@ -57,7 +60,8 @@ class SelfExpanding:
     steps: int = 60
     """Steps of Adam that improve each."""
     damping: float = 0.1
-    """Added to the gradients' second moments, relative to their mean."""
+    """Of both factors: added to the gradients' second moments, relative to their mean, and to a new unit's, relative to
+    its largest activation squared, so that units that hardly ever fire gain little."""
 
     needs: ClassVar[tuple[str, ...]] = ("growth",)
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
@@ -73,6 +77,11 @@ class SelfExpanding:
                 "senn needs most >= 1 and proposals >= 1 (units), cooldown >= 0 (events) and steps >= 0, got "
                 f"most={self.most}, proposals={self.proposals}, cooldown={self.cooldown}, steps={self.steps}"
             )
+
+    @property
+    def count(self) -> int:
+        """Units that an event may add, for a schedule that asks."""
+        return self.most
 
     # -- where ---------------------------------------------------------------------------------------------
 
@@ -124,9 +133,10 @@ class SelfExpanding:
         return found
 
     def score(self, group: Units, stats: Stats) -> tuple[float, float]:
-        """Relative and absolute gain of the best new unit, for a schedule that decides when to grow."""
+        """Relative and absolute gain of the best new unit, for a schedule that decides when to grow; 0 if uncertain."""
         best = self._proposal(group, stats, _features(_sample(group, stats)))
-        return best.relative, best.absolute
+        certain = best.gain > self.certainty * best.error
+        return (best.relative, best.absolute) if certain else (0.0, 0.0)
 
     # -- how many, with which weights ----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from recycle import Grow, NotRecyclable, Recycler
 from recycle.activations import KNOWN, recognised
 from recycle.births import Given
 from recycle.growth_sample import GrowthSample, why_not_sampled
+from recycle.methods.grow import Growth
 from recycle.methods.senn import SelfExpanding
 from recycle.natural_gradient import Proposal
 from recycle.track import Tracker
@@ -120,6 +121,23 @@ def test_each_example_counts_once_as_it_was_seen_last() -> None:
         now = net[0](sample.inputs[:, :3])
     seen_now = (sample.preactivations - now).abs().amax(1) < 1e-12
     assert int(seen_now.sum()) == 20
+
+
+def test_an_example_that_is_seen_again_has_the_mean_of_its_gradients() -> None:
+    """The same observation, with another action and another reward."""
+    net = mlp()
+    recycler = watched(net)
+    for y in (Y[:20], Y[:20] + 1, Y[:20] - 4):
+        update(net, recycler, X[:20], y)
+    sample = sample_of(net, recycler)
+    with torch.no_grad():
+        expected = 2 * (net(sample.inputs[:, :3]) - (Y[:20].mean(1, keepdim=True)[_places(sample.inputs)] - 1)) / 20
+    torch.testing.assert_close(sample.gradients, expected)
+
+
+def _places(inputs: Tensor) -> Tensor:
+    """Which of the first rows of ``X`` these are."""
+    return (inputs[:, None, :3] - X[None, :20]).abs().amax(2).argmin(1)
 
 
 def test_deeper_layers_know_the_examples_by_what_the_first_layer_reads() -> None:
@@ -448,3 +466,23 @@ def test_a_new_layer_costs_more_than_a_unit() -> None:
     unit, layer = Proposal(0.1, 1.0, 10.0, rows=rand(4)), Proposal(0.1, 1.0, 10.0, cost=20.0)
     assert unit.relative == pytest.approx(20 * layer.relative) and layer.rows is None
     assert math.isclose(unit.absolute, 20 * layer.absolute)
+
+
+@pytest.mark.parametrize(("count", "gained"), [(None, 2), (1, 1)])
+def test_a_schedule_grows_by_as_many_units_as_it_wants_of_those_proposed(count: int | None, gained: int) -> None:
+    net = built(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))
+    recycler = watched(net, method=Growth(SelfExpanding(most=2), when="score", count=count))
+    update(net, recycler, X, WIDE)
+    ((_, edit),) = recycler.step().edits
+    assert edit.count == gained and net[0].out_features == 2 + gained
+
+
+def test_the_score_of_what_may_be_chance_is_zero() -> None:
+    net = mlp(8)
+    recycler = watched(net)
+    with torch.no_grad():
+        wanted = net(X)
+    update(net, recycler, X, wanted + 0.3 * rand(300, 1, seed=7))
+    group = recycler.graph["0"]
+    stats = recycler.tracker.stats(group, seeded(), 1)
+    assert SelfExpanding(certainty=2).score(group, stats) == (0.0, 0.0)
