@@ -37,6 +37,8 @@ class GrowthSample:
     """What else the consumers read: ``(rows, features)``, with a last column of ones where one has a bias."""
     biased: bool
     """Whether ``inputs`` ends with a column of ones."""
+    outgoing: Tensor
+    """What the consumers make of the units now, ``(outputs of all consumers, width)``."""
 
 
 @dataclass(eq=False)
@@ -84,7 +86,7 @@ class Recorder:
         self.units = axis.index[:, 0]
         self.biased = any(axis.role == "bias" for axis in group.incoming)
         self.columns = group.outgoing[0].index[:, 0]
-        self.consumers = _consumers(group)
+        self.consumers: list[Any] = _consumers(group)
         self.passes: list[tuple[Tensor, ...]] = []  # inputs, pre-activations, examples, activations, gradients
         self._open: _Pass | None = None
 
@@ -152,6 +154,7 @@ class Recorder:
             preactivations=before[latest][:, self.units],
             beside=torch.cat([read[latest][:, other], *([ones] if has_bias else [])], 1),
             biased=self.biased,
+            outgoing=torch.cat([layer.weight.detach()[:, self.columns].cpu().double() for layer in self.consumers]),
         )
 
     def state(self) -> list[list[Tensor]]:

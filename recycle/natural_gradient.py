@@ -248,8 +248,7 @@ def widening(
                         proposals=proposals, steps=steps, generator=generator)[:1]  # fmt: skip
         return unit, outgoing(activation(inputs[rows] @ unit.T), residual, inverse)
 
-    order = torch.randperm(len(inputs), generator=generator)
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    halves = _halves(len(inputs), generator)
     whole = precision(gradients, damping)
     curvature: Tensor = torch.linalg.pinv(whole, hermitian=True)
     each = []
@@ -258,8 +257,69 @@ def widening(
         residual = unexplained(features[held], gradients[held])
         each.append(along(activation(inputs[held] @ unit.T), residual, weights, curvature))
     gained, error = _squared(torch.cat(each))
-    rows = found(order)[0][0] if gained > 0 else None
+    rows = found(torch.cat(halves))[0][0] if gained > 0 else None
     return Proposal(gained, score(features, gradients, whole), energy(gradients, whole), error=error, rows=rows)
+
+
+def inserted(activations: Tensor, gradients: Tensor, weights: Tensor, *, biased: bool) -> tuple[Tensor, Tensor]:
+    """What a hidden layer behind ReLUs would read, were it the identity, and the gradient at its pre-activations.
+
+    Args:
+        activations: of the units before it, ``(rows, units)``, not negative.
+        gradients: at the outputs of those that read it, ``(rows, outputs)``.
+        weights: what these make of the units, ``(outputs, units)``.
+        biased: whether it has a bias: then what it reads ends with a column of ones.
+    """
+    ones = torch.ones(len(activations), 1).to(activations)
+    read = torch.cat([activations, ones], 1) if biased else activations
+    return read, (gradients @ weights) * (activations > 0)
+
+
+def deepening(
+    activations: Tensor,
+    features: Tensor,
+    gradients: Tensor,
+    weights: Tensor,
+    *,
+    biased: bool,
+    cost: float = 20.0,
+    damping: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Proposal:
+    """What a hidden layer, inserted behind ReLUs h as the identity relu(I h + 0), is worth on rows held out.
+
+    Its gradient and its Fisher matrix are K-FAC's, as any layer's, see :func:`inserted`. The gain is what it explains
+    of the gradient that no linear map of what the consumers read explains. Nothing is searched: each half of the rows
+    says in which direction the new weights would go, the other what that is worth.
+
+    Args:
+        activations: of the units that it would read, ``(rows, units)``, not negative.
+        features: all that the consumers read already, ``(rows, features)``, with a column of ones for their bias.
+        gradients: of the loss at the consumers' outputs, ``(rows, outputs)``: the empirical Fisher matrix is used.
+        weights: what the consumers make of the units, ``(outputs, units)``.
+        biased: whether the new layer has a bias.
+        cost: by which the gain is divided, beside that of a unit.
+        damping: of S, see :func:`precision`.
+        generator: source of randomness.
+    """
+    read, told = inserted(activations, gradients, weights, biased=biased)
+    halves = _halves(len(activations), generator)
+    left = [inserted(activations[half], unexplained(features[half], gradients[half]), weights, biased=biased)[1]
+            for half in halves]  # fmt: skip
+    curvature: Tensor = torch.linalg.pinv(precision(told, damping), hermitian=True)
+    each = []
+    for fit, held in ((0, 1), (1, 0)):
+        moves = outgoing(read[halves[fit]], left[fit], precision(told[halves[fit]], damping))
+        each.append(along(read[halves[held]], left[held], moves, curvature))
+    gained, error = _squared(torch.cat(each))
+    whole = precision(gradients, damping)
+    return Proposal(gained, score(features, gradients, whole), energy(gradients, whole), cost=cost, error=error)
+
+
+def _halves(rows: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Two halves of the rows, drawn at random."""
+    order = torch.randperm(rows, generator=generator)
+    return order[: rows // 2], order[rows // 2 :]
 
 
 def _squared(each: Tensor) -> tuple[float, float]:
