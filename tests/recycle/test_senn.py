@@ -605,7 +605,7 @@ def test_a_layer_that_was_refused_does_not_stand_in_the_way_of_units() -> None:
 
     net, wanted = lacking("unit")
     two = Two(net)
-    method = SelfExpanding(layer_cost=1e-3)
+    method = SelfExpanding(layer_cost=1e-3, relative=0, absolute=0, certainty=0)
     recycler = watched(two, method=method)
     told = []
     for _ in range(3):
