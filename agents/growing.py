@@ -25,7 +25,7 @@ from agents.summary import summarise
 START = 8
 """Width of each hidden layer at the beginning."""
 TASK = (
-    "--algo ppo --drift permute --change every:10240 --every 1024 --n-envs 8 --num-threads 1 "
+    "--algo ppo --drift permute --change every:10240 --n-envs 8 --num-threads 1 "
     "--hyperparams learning_rate:3e-3 ent_coef:0.01 gamma:0.0 n_steps:128 batch_size:256 n_epochs:10"
 )
 """The PPO task of ``agents.demo``: digits whose pixels are shuffled anew ten times."""
@@ -52,10 +52,15 @@ class Args:
     """Runs at a time, one core each."""
     steps: int = 102_400
     """Environment steps of each run."""
-    method: str = "grow"
-    """What grows it: grow, or grow+METHOD."""
-    method_kwargs: tuple[str, ...] = ("when:rank:0.9", "count:0.25", "birth:revive", "most:64")
+    method: str = "grow+senn"
+    """What grows it: grow, or grow+METHOD; others that add units too."""
+    method_kwargs: tuple[str, ...] = ("grow.when:score:0.03,0.001", "grow.most:64", "senn.absolute:0.001")
     """key:value pairs for the method, as agents.train takes them."""
+    every: int = 4096
+    """Environment steps from event to event: four rollouts."""
+    sample_every: int = 20
+    """Statistics look at the passes of every so many updates, here at two of the 40 that follow a rollout: the first,
+    whose gradient is that of the policy that acted, and one of the sixth epoch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,9 +102,11 @@ def _job(args: Args, seed: int, method: str, tag: str | None, widths: object, ow
     folder = run_folder(root, env=ENV, drift=["permute"], algo="ppo", method=method, tag=tag, seed=seed)
     arch = str(widths).replace(" ", "")
     what = ("--method", method, *own, *(("--tag", tag) if tag else ()), "--env", ENV, "--seed", str(seed))
+    events = ("--every", str(args.every), "--sample-every", str(args.sample_every))
     where = ("-n", str(args.steps), "--log-folder", root, "--overwrite")
     policy = ("--policy-kwargs", f"net_arch:{arch}", "activation_fn:relu")
-    return Job(folder, (sys.executable, "-m", "agents.train", *what, *TASK.split(), *policy, *where), args.steps)
+    command = (sys.executable, "-m", "agents.train", *what, *TASK.split(), *policy, *events, *where)
+    return Job(folder, command, args.steps)
 
 
 def _ran(jobs: Sequence[Job], args: Args, console: Console) -> bool:

@@ -49,6 +49,8 @@ class Args:
     """Events for which a unit that was just recycled is left alone."""
     cap: float = 1.0
     """Largest part of a layer that one event may recycle."""
+    sample_every: int = 8
+    """Statistics look at the passes of every so many updates."""
     jumps: bool = False
     """Log how far each event moves the outputs, at once and 5, 20, 50 and 200 updates later."""
     n: Annotated[int, tyro.conf.arg(name="n-timesteps", aliases=("-n",))] = 100_000
@@ -122,6 +124,7 @@ def check(args: Args) -> None:
     counts = {
         "n-timesteps": args.n,
         "every": args.every,
+        "sample-every": args.sample_every,
         "n-envs": args.n_envs,
         "eval-episodes": args.eval_episodes,
         "keep": args.keep,

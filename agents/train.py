@@ -190,6 +190,7 @@ def _callbacks(args: Args, folder: Path, evaluation: VecEnv | None) -> list[Base
                 warmup=args.warmup,
                 cooldown=args.cooldown,
                 cap=args.cap,
+                sample_every=args.sample_every,
                 jumps=args.jumps,
                 seed=args.seed,
                 edits=folder / "edits.jsonl",

@@ -229,7 +229,9 @@ def fewer(edit: Edit, most: int) -> Edit:
     if born(edit) <= most:
         return edit
     if isinstance(edit, Grow):
-        return replace(edit, count=most, parents=None if edit.parents is None else edit.parents[:most])
+        first = getattr(edit.birth, "first", None)  # a birth that knows its units one by one
+        birth = edit.birth if first is None else first(most)
+        return replace(edit, count=most, birth=birth, parents=None if edit.parents is None else edit.parents[:most])
     assert isinstance(edit, Split)
     return replace(edit, parents=edit.parents[:most], along=None if edit.along is None else edit.along[:most])
 

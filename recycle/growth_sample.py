@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ ROWS = 2048
 class GrowthSample:
     """Rows of the latest sampled passes at the layer that makes a group's units and at those that read them.
 
-    Float64, on the CPU. A row is an example (a position of a sequence); each example counts once, as it was seen last.
+    Float64, on the CPU. A row is an example (a position of a sequence); each example counts once, as it was seen last,
+    with the mean of its gradients: the same observation with other actions and rewards says more than one of them.
     """
 
     inputs: Tensor
@@ -35,6 +37,8 @@ class GrowthSample:
     """What else the consumers read: ``(rows, features)``, with a last column of ones where one has a bias."""
     biased: bool
     """Whether ``inputs`` ends with a column of ones."""
+    outgoing: Tensor
+    """What the consumers make of the units now, ``(outputs of all consumers, width)``."""
 
 
 def looks(group: UnitGroup) -> list[Look]:
@@ -60,19 +64,23 @@ def growth_of(group: UnitGroup, passes: Sequence[Pass]) -> GrowthSample | None:
     rows = torch.arange(len(which))
     latest = torch.zeros(int(which.max()) + 1, dtype=torch.long)
     latest = latest.scatter_reduce_(0, which, rows, "amax").sort().values
+    told = torch.zeros(len(latest), gradients.shape[1], dtype=torch.double).index_add_(0, which, gradients)
+    told /= which.bincount()[:, None]
     ones = torch.ones(len(latest), 1, dtype=torch.double)
     columns = group.outgoing[0].index[:, 0]
     other = torch.ones(read.shape[1], dtype=torch.bool)
     other[columns] = False
     biased = any(axis.role == "bias" for axis in group.incoming)
-    has_bias = any(getattr(layer, "bias", None) is not None for layer in _consumers(group))
+    consumers: list[Any] = _consumers(group)
+    has_bias = any(getattr(layer, "bias", None) is not None for layer in consumers)
     return GrowthSample(
         inputs=torch.cat([inputs[latest], ones], 1) if biased else inputs[latest],
         activations=read[latest][:, columns],
-        gradients=gradients[latest],
+        gradients=told[which[latest]],
         preactivations=before[latest][:, own.index[:, 0]],
         beside=torch.cat([read[latest][:, other], *([ones] if has_bias else [])], 1),
         biased=biased,
+        outgoing=torch.cat([layer.weight.detach()[:, columns].cpu().double() for layer in consumers]),
     )
 
 

@@ -70,10 +70,15 @@ def gain(block: Tensor, residual: Tensor, inverse: Tensor) -> float:
     return score(block, residual, inverse)
 
 
-def gains(units: Tensor, residual: Tensor, inverse: Tensor) -> Tensor:
-    """The :func:`gain` of each unit alone, ``(units,)``; differentiable, 0 for one that is always zero."""
+def gains(units: Tensor, residual: Tensor, inverse: Tensor, damping: float = 0.0) -> Tensor:
+    """The :func:`gain` of each unit alone, ``(units,)``; differentiable, 0 for one that is always zero.
+
+    ``damping`` takes E[a^2] + damping * max a^2 for A_p: a unit that fires on fewer rows than that part of them gains
+    little. Without it the search ends at units that fire on one row and explain its noise.
+    """
     moments = units.T @ residual / len(units)
-    power = units.square().mean(0)
+    squares = units.square()
+    power = squares.mean(0) + damping * squares.amax(0)
     return ((moments @ inverse) * moments).sum(1) / torch.where(power > 0, power, 1.0)
 
 
@@ -83,21 +88,25 @@ def outgoing(block: Tensor, residual: Tensor, inverse: Tensor) -> Tensor:
     return weights
 
 
-def held_out_gains(block: Tensor, residual: Tensor, weights: Tensor, curvature: Tensor) -> Tensor:
-    """What ``weights`` (see :func:`outgoing`), found on other rows, are worth on each of these, ``(rows,)``.
+def along(block: Tensor, residual: Tensor, weights: Tensor, curvature: Tensor) -> Tensor:
+    """How far the gradient points along ``weights`` (see :func:`outgoing`), found on other rows, on each of these.
 
-    Their mean is 2 <V, C> - <V, F V>: on the rows on which the weights were found, the gain. On others it is negative
-    if what was found there was chance, while a gain measured anew is about outputs / rows even then, and the largest of
-    many is more.
+    Their mean, squared, is the gain <V, C>^2 / <V, F V> of the units along V: on the rows on which V was found it is
+    :func:`gain`. On others it is as often negative as positive if what was found was chance, while a gain measured anew
+    is about outputs / rows even then, and the largest of many is more.
 
     Args:
         block: activations of the units, ``(rows, units)``.
         residual: of these rows, ``(rows, outputs)``.
         weights: ``(units, outputs)``.
         curvature: the damped S, ``(outputs, outputs)``.
+
+    Returns:
+        ``(rows,)``; zeros if the units are silent on all of them.
     """
     moved = block @ weights
-    return (2 * moved * residual - (moved @ curvature) * moved).sum(1)
+    size = float(((moved @ curvature) * moved).sum()) / len(moved)
+    return (moved * residual).sum(1) / (math.sqrt(size) if size > 0 else 1.0)
 
 
 def ascended(
@@ -107,6 +116,7 @@ def ascended(
     activation: Activation,
     *,
     biased: bool,
+    damping: float = 0.1,
     proposals: int = 32,
     steps: int = 60,
     rate: float = 0.05,
@@ -122,6 +132,7 @@ def ascended(
         inverse: S^+, from :func:`precision`.
         activation: of the units.
         biased: whether the layer has a bias.
+        damping: of A_p, see :func:`gains`.
         proposals: how many.
         steps: of Adam.
         rate: of Adam.
@@ -144,12 +155,12 @@ def ascended(
     optimizer = torch.optim.Adam([weights], lr=rate)
     with torch.enable_grad():
         for _ in range(steps):
-            found = gains(activation(standard @ weights.T), residual, inverse)
+            found = gains(activation(standard @ weights.T), residual, inverse, damping)
             (gradient,) = torch.autograd.grad(-(found.clamp_min(1e-30).log()).sum(), weights)
             weights.grad = gradient
             optimizer.step()
     rows = weights.detach()
-    order = gains(activation(standard @ rows.T), residual, inverse).argsort(descending=True, stable=True)
+    order = gains(activation(standard @ rows.T), residual, inverse, damping).argsort(descending=True, stable=True)
     if not biased:
         return rows[order] * scale
     back = rows * scale
@@ -193,7 +204,7 @@ class ExpansionTest:
     relative: float = 0.03
     absolute: float = 0.0025
     certainty: float = 1.0
-    """Standard errors by which the gain is above zero: without them a test now and then passes by chance."""
+    """Standard errors by which the gain is above zero; it is a square, so that at 1 chance passes one test in 40."""
 
     def passed(self, proposal: Proposal) -> bool:
         """Whether to expand."""
@@ -224,7 +235,7 @@ def widening(
         gradients: of the loss at that layer's outputs, ``(rows, outputs)``: the empirical Fisher matrix is used.
         activation: of the unit.
         biased: whether the unit has a bias.
-        damping: of S, see :func:`precision`.
+        damping: of S and of A_p, see :func:`precision` and :func:`gains`.
         proposals: random units to begin with.
         steps: by which each is improved.
         generator: source of randomness.
@@ -233,23 +244,88 @@ def widening(
     def found(rows: Tensor) -> tuple[Tensor, Tensor]:
         """The unit of the largest gain on some rows, and its outgoing weights."""
         residual, inverse = unexplained(features[rows], gradients[rows]), precision(gradients[rows], damping)
-        unit = ascended(inputs[rows], residual, inverse, activation, biased=biased, proposals=proposals, steps=steps,
-                        generator=generator)[:1]  # fmt: skip
+        unit = ascended(inputs[rows], residual, inverse, activation, biased=biased, damping=damping,
+                        proposals=proposals, steps=steps, generator=generator)[:1]  # fmt: skip
         return unit, outgoing(activation(inputs[rows] @ unit.T), residual, inverse)
 
-    order = torch.randperm(len(inputs), generator=generator)
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    halves = _halves(len(inputs), generator)
     whole = precision(gradients, damping)
     curvature: Tensor = torch.linalg.pinv(whole, hermitian=True)
     each = []
     for fit, held in (halves, halves[::-1]):
         unit, weights = found(fit)
         residual = unexplained(features[held], gradients[held])
-        each.append(held_out_gains(activation(inputs[held] @ unit.T), residual, weights, curvature))
-    worth = torch.cat(each)
-    gained, error = float(worth.mean()), float(worth.std()) / math.sqrt(len(worth))
-    rows = found(order)[0][0] if gained > 0 else None
+        each.append(along(activation(inputs[held] @ unit.T), residual, weights, curvature))
+    gained, error = _squared(torch.cat(each))
+    rows = found(torch.cat(halves))[0][0] if gained > 0 else None
     return Proposal(gained, score(features, gradients, whole), energy(gradients, whole), error=error, rows=rows)
+
+
+def inserted(activations: Tensor, gradients: Tensor, weights: Tensor, *, biased: bool) -> tuple[Tensor, Tensor]:
+    """What a hidden layer behind ReLUs would read, were it the identity, and the gradient at its pre-activations.
+
+    Args:
+        activations: of the units before it, ``(rows, units)``, not negative.
+        gradients: at the outputs of those that read it, ``(rows, outputs)``.
+        weights: what these make of the units, ``(outputs, units)``.
+        biased: whether it has a bias: then what it reads ends with a column of ones.
+    """
+    ones = torch.ones(len(activations), 1).to(activations)
+    read = torch.cat([activations, ones], 1) if biased else activations
+    return read, (gradients @ weights) * (activations > 0)
+
+
+def deepening(
+    activations: Tensor,
+    features: Tensor,
+    gradients: Tensor,
+    weights: Tensor,
+    *,
+    biased: bool,
+    cost: float = 20.0,
+    damping: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Proposal:
+    """What a hidden layer, inserted behind ReLUs h as the identity relu(I h + 0), is worth on rows held out.
+
+    Its gradient and its Fisher matrix are K-FAC's, as any layer's, see :func:`inserted`. The gain is what it explains
+    of the gradient that no linear map of what the consumers read explains. Nothing is searched: each half of the rows
+    says in which direction the new weights would go, the other what that is worth.
+
+    Args:
+        activations: of the units that it would read, ``(rows, units)``, not negative.
+        features: all that the consumers read already, ``(rows, features)``, with a column of ones for their bias.
+        gradients: of the loss at the consumers' outputs, ``(rows, outputs)``: the empirical Fisher matrix is used.
+        weights: what the consumers make of the units, ``(outputs, units)``.
+        biased: whether the new layer has a bias.
+        cost: by which the gain is divided, beside that of a unit.
+        damping: of S, see :func:`precision`.
+        generator: source of randomness.
+    """
+    read, told = inserted(activations, gradients, weights, biased=biased)
+    halves = _halves(len(activations), generator)
+    left = [inserted(activations[half], unexplained(features[half], gradients[half]), weights, biased=biased)[1]
+            for half in halves]  # fmt: skip
+    curvature: Tensor = torch.linalg.pinv(precision(told, damping), hermitian=True)
+    each = []
+    for fit, held in ((0, 1), (1, 0)):
+        moves = outgoing(read[halves[fit]], left[fit], precision(told[halves[fit]], damping))
+        each.append(along(read[halves[held]], left[held], moves, curvature))
+    gained, error = _squared(torch.cat(each))
+    whole = precision(gradients, damping)
+    return Proposal(gained, score(features, gradients, whole), energy(gradients, whole), cost=cost, error=error)
+
+
+def _halves(rows: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Two halves of the rows, drawn at random."""
+    order = torch.randperm(rows, generator=generator)
+    return order[: rows // 2], order[rows // 2 :]
+
+
+def _squared(each: Tensor) -> tuple[float, float]:
+    """The square of a mean, negative where that is, and its standard error."""
+    mean, error = float(each.mean()), float(each.std()) / math.sqrt(len(each))
+    return mean * abs(mean), 2 * abs(mean) * error
 
 
 def _basis(features: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class Given:
             weights if role == "weight" else bias.reshape_as(f) for role, f in zip(roles, newborns.fresh, strict=True)
         )
 
+    def first(self, count: int) -> Given:
+        """Those of the first so many units."""
+        return Given(self.rows[:count], self.usual_length)
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Given) and self.usual_length == other.usual_length and torch.equal(self.rows, other.rows)

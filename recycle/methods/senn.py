@@ -1,4 +1,4 @@
-"""Self-expanding neural networks (Mitchell, Menzenbach, Kersting and Mundt 2023, arXiv 2307.04526): new units."""
+"""Self-expanding neural networks (Mitchell, Menzenbach, Kersting and Mundt 2023, arXiv 2307.04526)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from recycle.births import Given
 from recycle.edits import Edit, Grow
 from recycle.graph import NotRecyclable
 from recycle.growth_sample import GrowthSample
+from recycle.interventions import Deepen, Layers
 from recycle.methods.selection import Units
-from recycle.natural_gradient import ExpansionTest, Proposal, widening
+from recycle.natural_gradient import ExpansionTest, Proposal, deepening, widening
 from recycle.stats import Stats
 
 
 @dataclass
 class _Memory:
     last: int = -1
-    """Number of the event that widened a layer, -1 before the first."""
+    """Number of the event that expanded the network, -1 before the first."""
     found: dict[str, list[Edit] | str] = field(default_factory=dict)
     """What the present event decided on each group, or why nothing was done."""
+    deepen: str | None = None
+    """The group behind which the present event puts a layer."""
+    asked: tuple[str, int] | None = None
+    """The group of the layer that was asked for last, and how often layers had been inserted by then."""
+    event: int = 0
+    refused: set[str] = field(default_factory=set)
+    """Groups behind which no layer could be inserted."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,15 @@ class SelfExpanding:
     what such a search over one half of the rows is worth on the other half, and the other way round. An event widens
     one layer, by one unit after the other until the next one fails or ``most`` is reached. The output stays as it was.
 
-    F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), so that the scale of the loss says nothing.
-    The rows are the latest 2048 different examples that were seen since the last event: there must be more than four
-    for each unit. Layers made and read by Linear layers, with a known activation between them and no normalisation.
+    With a ``layer_cost`` an event may insert a hidden layer instead, behind ReLUs and born as the identity between
+    them, where that raises the score, divided by the cost, more than any unit does. (The paper inserts learned rational
+    activations; a ReLU network is one before and after.) Not under ``grow``, which widens.
+
+    F is the empirical Fisher matrix of the loss, layer by layer (K-FAC), in an agent too, where the loss is PPO's or
+    DQN's own: so the scale of the loss says nothing. The rows are the latest 2048 that were seen since the last event,
+    of as many examples as are different: more than four for each unit. An agent's gradients are noisy, so give it time
+    between events, and look at few updates after each rollout rather than at the last rollout alone (sample_every).
+    Layers made and read by Linear layers, with a known activation between them and no normalisation.
     """
 
     relative: float = 0.03
@@ -47,17 +61,21 @@ class SelfExpanding:
     absolute: float = 0.0025
     """Least part of the gradient that the new unit explains, in [0, 1)."""
     certainty: float = 1.0
-    """Standard errors by which the gain must be above zero. At 1 about one test in 40 passes by chance, at 2 none."""
+    """Standard errors by which the gain must be above zero. At 1 chance alone passes about one test in 40, at 2 none;
+    the other two thresholds let fewer pass."""
     most: int = 4
     """Units that an event may add."""
     cooldown: int = 0
-    """Events after one that widened a layer at which nothing is done."""
+    """Events after one that expanded the network at which nothing is done."""
     proposals: int = 32
     """Random units to begin the search with."""
     steps: int = 60
     """Steps of Adam that improve each."""
+    layer_cost: float | None = None
+    """What a new hidden layer costs beside a unit; SENN's is 20. None: none is inserted."""
     damping: float = 0.1
-    """Added to the gradients' second moments, relative to their mean."""
+    """Of both factors: added to the gradients' second moments, relative to their mean, and to a new unit's, relative to
+    its largest activation squared, so that units that hardly ever fire gain little."""
 
     needs: ClassVar[tuple[str, ...]] = ("growth",)
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
@@ -68,16 +86,23 @@ class SelfExpanding:
                 f"senn needs relative >= 0, 0 <= absolute < 1, certainty >= 0 and damping > 0, got relative="
                 f"{self.relative}, absolute={self.absolute}, certainty={self.certainty}, damping={self.damping}"
             )
+        if self.layer_cost is not None and not self.layer_cost > 0:
+            raise ValueError(f"senn needs layer_cost > 0 (units), or None to insert no layer, got {self.layer_cost}")
         if self.most < 1 or self.cooldown < 0 or self.proposals < 1 or self.steps < 0:
             raise ValueError(
                 "senn needs most >= 1 and proposals >= 1 (units), cooldown >= 0 (events) and steps >= 0, got "
                 f"most={self.most}, proposals={self.proposals}, cooldown={self.cooldown}, steps={self.steps}"
             )
 
+    @property
+    def count(self) -> int:
+        """Units that an event may add, for a schedule that asks."""
+        return self.most
+
     # -- where ---------------------------------------------------------------------------------------------
 
     def survey(self, groups: Sequence[Units], stats: Mapping[str, Stats]) -> list[str]:
-        """Look at all groups before any is edited: that of the largest relative gain is widened, if any.
+        """Look at all groups before any is edited: the expansion of the largest relative gain is made, if any passes.
 
         Args:
             groups: all that are watched, in forward order.
@@ -87,25 +112,53 @@ class SelfExpanding:
             The groups' names; last the one that widens, since then the others' rows would no longer fit.
         """
         memory, names = self._memory, [group.name for group in groups]
-        memory.found = {}
+        memory.found, memory.deepen = {}, None
         seen = {group.name: group for group in groups if group.name in stats}
-        event = max((stats[name].event for name in seen), default=0)
-        if memory.last >= 0 and event - memory.last <= self.cooldown:
-            memory.found = {name: f"an event widened a layer {event - memory.last} events ago" for name in seen}
+        memory.event = max((stats[name].event for name in seen), default=0)
+        if memory.last >= 0 and memory.event - memory.last <= self.cooldown:
+            memory.found = {name: f"an event expanded it {memory.event - memory.last} events ago" for name in seen}
             return names
-        best: dict[str, Proposal] = {}
+        units: dict[str, Proposal] = {}
+        layers: dict[str, Proposal] = {}
         for name, group in seen.items():
             try:
-                best[name] = self._proposal(group, stats[name], _features(_sample(group, stats[name])))
+                units[name] = self._proposal(group, stats[name], _features(_sample(group, stats[name])))
             except NotRecyclable as error:
                 memory.found[name] = str(error)
-        winner = max(best, key=lambda name: best[name].relative, default=None)
-        for name, proposal in best.items():
-            if name == winner:
+            if self.layer_cost is not None and name not in memory.refused:
+                layers |= self._layer(group, stats[name], self.layer_cost)
+        passed = [
+            (made.relative, name, of is layers)
+            for of in (units, layers)
+            for name, made in of.items()
+            if self._test.passed(made)
+        ]
+        _, winner, deeper = max(passed, default=(0.0, None, False))
+        for name, proposal in units.items():
+            if not self._test.passed(proposal) or (name == winner and not deeper):
                 memory.found[name] = self._edits(seen[name], stats[name], proposal)
             else:
-                memory.found[name] = f"{_told(proposal)}: a unit of {winner!r} gains more"
+                gains_more = f"a {'layer behind' if deeper else 'unit of'} {winner!r} gains more"
+                memory.found[name] = f"{_told(proposal)}: {gains_more}"
+        memory.deepen = winner if deeper else None
         return [name for name in names if name != winner] + [name for name in names if name == winner]
+
+    def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Deepen]:
+        """The layer that the survey decided on, if it did; one that was refused is not asked for a third time."""
+        memory, deepened = self._memory, sum(network.deepened for network in networks)
+        if memory.asked is not None and memory.asked[1] == deepened:
+            memory.refused.add(memory.asked[0])
+        elif memory.asked is not None:
+            memory.refused.clear()  # paths are others now
+        memory.asked = None
+        if memory.deepen is None or memory.deepen in memory.refused:
+            return []
+        memory.last, memory.asked = memory.event, (memory.deepen, deepened)
+        return [Deepen([memory.deepen])]
+
+    @property
+    def _test(self) -> ExpansionTest:
+        return ExpansionTest(self.relative, self.absolute, self.certainty)
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """What the survey decided on this group; without one, whether to widen it is decided for it alone.
@@ -124,20 +177,20 @@ class SelfExpanding:
         return found
 
     def score(self, group: Units, stats: Stats) -> tuple[float, float]:
-        """Relative and absolute gain of the best new unit, for a schedule that decides when to grow."""
+        """Relative and absolute gain of the best new unit, for a schedule that decides when to grow; 0 if uncertain."""
         best = self._proposal(group, stats, _features(_sample(group, stats)))
-        return best.relative, best.absolute
+        certain = best.gain > self.certainty * best.error
+        return (best.relative, best.absolute) if certain else (0.0, 0.0)
 
     # -- how many, with which weights ----------------------------------------------------------------------
 
     def _edits(self, group: Units, stats: Stats, proposal: Proposal) -> list[Edit] | str:
         """Units one after the other, each beside those before it, until one fails the test."""
-        test = ExpansionTest(self.relative, self.absolute, self.certainty)
         sample = _sample(group, stats)
         activation = _activation(group, sample)
         features, rows = _features(sample), []
         told = _told(proposal)
-        while proposal.rows is not None and test.passed(proposal):
+        while proposal.rows is not None and self._test.passed(proposal):
             rows.append(proposal.rows)
             if len(rows) == self.most:
                 break
@@ -176,15 +229,38 @@ class SelfExpanding:
             generator=stats.generator,
         )
 
+    def _layer(self, group: Units, stats: Stats, cost: float) -> dict[str, Proposal]:
+        """A hidden layer behind the group, by its name; none where it would not be the identity, or rows are few."""
+        try:
+            sample = _sample(group, stats)
+            known = recognised(sample.preactivations, sample.activations)
+        except NotRecyclable:
+            return {}
+        features = _features(sample)
+        if known is None or known[0] != "relu" or len(features) < _least_rows(features):
+            return {}
+        found = deepening(
+            sample.activations,
+            features,
+            sample.gradients,
+            sample.outgoing,
+            biased=sample.biased,
+            cost=cost,
+            damping=self.damping,
+            generator=stats.generator,
+        )
+        return {group.name: found}
+
     # -- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of the event that widened a layer last."""
-        return {"last": self._memory.last}
+        """The number of the event that expanded the network last, and what was refused."""
+        return {"last": self._memory.last, "refused": sorted(self._memory.refused)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._memory.last = int(state["last"])
+        self._memory.refused = set(state["refused"])
 
 
 def _sample(group: Units, stats: Stats) -> GrowthSample:

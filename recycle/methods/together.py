@@ -68,9 +68,10 @@ def check_together(methods: Sequence[Any]) -> None:
     if growth is not None and growth.by is None and others:
         name = type(others[0]).__name__
         raise ValueError(f"to grow by what {name} proposes, pass Growth({name}()) in place of the two")
-    if any(isinstance(m, Net2Deeper) for m in methods) and any(isinstance(m, L2Init) for m in methods):
+    deepens = any(isinstance(m, Net2Deeper) or getattr(m, "layer_cost", None) is not None for m in methods)
+    if deepens and any(isinstance(m, L2Init) for m in methods):
         raise ValueError(
-            "l2_init draws layers to where they began, and net2deeper's begin later, under paths that others had. "
+            "l2_init draws layers to where they began, and inserted ones begin later, under paths that others had. "
             "Pass one of them"
         )
     editors = [type(method).__name__ for method in methods if edits_units(method)]

@@ -475,7 +475,7 @@ def test_bad_options() -> None:
     with pytest.raises(ValueError, match="got kind='deep'"):
         Net2Deeper(kind="deep")  # type: ignore[arg-type]
     sgd = torch.optim.SGD(mlp().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="net2deeper's begin later"):
+    with pytest.raises(ValueError, match="inserted ones begin later"):
         recycling(mlp(), sgd, [Net2Deeper(), L2Init()])
 
 

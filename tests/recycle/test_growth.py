@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import recycle
 from recycle import Fold, Grow, NotRecyclable, Prune, Recycler, Reset, Split
-from recycle.births import revive
+from recycle.births import Given, revive
 from recycle.edits import born, fewer
 from recycle.methods import find
 from recycle.methods.budget import Budget
@@ -328,6 +328,8 @@ def test_a_method_that_adds_no_unit_is_not_what_a_network_grows_by() -> None:
 
 def test_a_proposal_is_cut_to_its_first_newborns() -> None:
     assert fewer(Grow(3, revive, parents=[2, 1, 0]), 2) == Grow(2, revive, parents=[2, 1])
+    rows = torch.arange(6.0).reshape(3, 2)
+    assert fewer(Grow(3, Given(rows, usual_length=True)), 2) == Grow(2, Given(rows[:2], usual_length=True))
     assert fewer(Split([2, 1], along=[[1, 2], [3, 4]]), 1) == Split([2], along=[[1, 2]])
     for edit in (Grow(2), Split([1, 2], into=[3, 4]), Reset([1, 2, 3]), Prune([1, 2, 3])):
         assert fewer(edit, 2) == edit and born(edit) == (2 if isinstance(edit, Grow) else 0)

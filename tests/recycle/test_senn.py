@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
-from recycle import Grow, NotRecyclable, Recycler
+from recycle import Deepen, Grow, NotRecyclable, Recycler
 from recycle.activations import KNOWN, recognised
 from recycle.births import Given
 from recycle.growth_sample import GrowthSample, why_not_sampled
+from recycle.methods.grow import Growth
+from recycle.methods.l2_init import L2Init
 from recycle.methods.senn import SelfExpanding
-from recycle.natural_gradient import Proposal
+from recycle.methods.together import check_together
+from recycle.natural_gradient import ExpansionTest, Proposal, deepening, inserted, precision, score, widening
 from recycle.track import Tracker
 from tests.nets import ZOO
 from tests.test_laws import distance, leaves, trace
@@ -120,6 +123,23 @@ def test_each_example_counts_once_as_it_was_seen_last() -> None:
         now = net[0](sample.inputs[:, :3])
     seen_now = (sample.preactivations - now).abs().amax(1) < 1e-12
     assert int(seen_now.sum()) == 20
+
+
+def test_an_example_that_is_seen_again_has_the_mean_of_its_gradients() -> None:
+    """The same observation, with another action and another reward."""
+    net = mlp()
+    recycler = watched(net)
+    for y in (Y[:20], Y[:20] + 1, Y[:20] - 4):
+        update(net, recycler, X[:20], y)
+    sample = sample_of(net, recycler)
+    with torch.no_grad():
+        expected = 2 * (net(sample.inputs[:, :3]) - (Y[:20].mean(1, keepdim=True)[_places(sample.inputs)] - 1)) / 20
+    torch.testing.assert_close(sample.gradients, expected)
+
+
+def _places(inputs: Tensor) -> Tensor:
+    """Which of the first rows of ``X`` these are."""
+    return (inputs[:, None, :3] - X[None, :20]).abs().amax(2).argmin(1)
 
 
 def test_deeper_layers_know_the_examples_by_what_the_first_layer_reads() -> None:
@@ -266,10 +286,10 @@ def test_a_layer_that_explains_the_gradient_or_sees_only_noise_stays() -> None:
 def test_the_layer_that_gains_most_is_widened_and_only_that() -> None:
     """The first layer lacks a unit that the target needs; what the second one could add is little."""
     net = built(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 1))
-    recycler = watched(net, rate=0.01)
+    recycler = watched(net, method=SelfExpanding(relative=0, absolute=0, certainty=0), rate=0.01)
     for _ in range(500):
         update(net, recycler)
-    method = SelfExpanding()
+    method = recycler.method
     stats = {group.name: recycler.tracker.stats(group, seeded(), 1) for group in recycler.graph}
     scores = {group.name: method.score(group, stats[group.name])[0] for group in recycler.graph}
     report = recycler.step()
@@ -298,7 +318,7 @@ def test_after_a_growth_it_waits_for_the_cooldown_also_over_a_save() -> None:
         report = recycler.step()
         widths.append(net[0].out_features)
         if event == 1:
-            assert "an event widened a layer 1 events ago" in report.groups["0"].note
+            assert "an event expanded it 1 events ago" in report.groups["0"].note
             state = recycler.state_dict()
             recycler = watched(net, method=SelfExpanding(cooldown=2, most=1))
             recycler.load_state_dict(state)
@@ -448,3 +468,159 @@ def test_a_new_layer_costs_more_than_a_unit() -> None:
     unit, layer = Proposal(0.1, 1.0, 10.0, rows=rand(4)), Proposal(0.1, 1.0, 10.0, cost=20.0)
     assert unit.relative == pytest.approx(20 * layer.relative) and layer.rows is None
     assert math.isclose(unit.absolute, 20 * layer.absolute)
+
+
+@pytest.mark.parametrize(("count", "gained"), [(None, 2), (1, 1)])
+def test_a_schedule_grows_by_as_many_units_as_it_wants_of_those_proposed(count: int | None, gained: int) -> None:
+    net = built(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))
+    recycler = watched(net, method=Growth(SelfExpanding(most=2), when="score", count=count))
+    update(net, recycler, X, WIDE)
+    ((_, edit),) = recycler.step().edits
+    assert edit.count == gained and net[0].out_features == 2 + gained
+
+
+def test_the_score_of_what_may_be_chance_is_zero() -> None:
+    net = mlp(8)
+    recycler = watched(net)
+    with torch.no_grad():
+        wanted = net(X)
+    update(net, recycler, X, wanted + 0.3 * rand(300, 1, seed=7))
+    group = recycler.graph["0"]
+    stats = recycler.tracker.stats(group, seeded(), 1)
+    assert SelfExpanding(certainty=2).score(group, stats) == (0.0, 0.0)
+
+
+# ---------------------------------------------------------------- a layer or a unit
+
+
+def lacking(what: str) -> tuple[nn.Sequential, Tensor]:
+    """A network whose output layer is nearly the best that it can be, and what it would say had it what it lacks."""
+    net = built(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 8))
+    with torch.no_grad():
+        h = net[:2](X)
+        wanted = {
+            "layer": net[2](torch.relu(h - 0.2 * h @ rand(6, 6, seed=11).abs() - 0.1 * rand(6, seed=12).abs())),
+            "unit": net(X) + 3 * torch.relu(X @ rand(3, 1, seed=21) - 0.5) * rand(8, seed=22),
+            "nothing": net(X) + 0.3 * rand(300, 8, seed=23),
+        }[what]
+        best = torch.linalg.lstsq(torch.cat([h, torch.ones(300, 1)], 1), wanted).solution
+        net[2].weight.copy_(best[:-1].T + 0.02 * rand(8, 6, seed=13))
+        net[2].bias.copy_(best[-1])
+    return net, wanted
+
+
+def test_an_inserted_layer_reads_and_is_told_what_was_foretold_and_its_score_is_k_fac_s() -> None:
+    """Brute force: the layer is inserted, and autograd asked."""
+    net, wanted = lacking("layer")
+    recycler = watched(net)
+    update(net, recycler, X, wanted)
+    sample = sample_of(net, recycler)
+    read, told = inserted(sample.activations, sample.gradients, sample.outgoing, biased=True)
+    order = _all_places(sample.inputs)
+    recycle.deepen(Deepen(["0"]), recycler.graph)
+    new = net[2]
+    seen: list[Tensor] = []
+    new.register_forward_hook(lambda layer, args, output: seen.extend((args[0], output)))
+    (net(X[order]) - wanted[order]).square().mean().backward()
+    torch.testing.assert_close(read[:, :-1], seen[0].detach())
+    (gradients,) = torch.autograd.grad((net(X[order]) - wanted[order]).square().mean(), seen[3:4] or seen[-1:])
+    torch.testing.assert_close(told, gradients)
+    rows = len(X)
+    moment = torch.cat([new.weight.grad, new.bias.grad[:, None]], 1).T / rows  # G = E[h g'], of a mean over rows
+    a, s = read.T @ read / rows, gradients.T @ gradients / rows
+    exact = torch.trace(moment.T @ torch.linalg.pinv(a) @ moment @ torch.linalg.pinv(s))
+    assert score(read, told, precision(told, damping=0.0)) == pytest.approx(float(exact), rel=1e-8)
+
+
+def _all_places(inputs: Tensor) -> Tensor:
+    """Which rows of ``X`` these are."""
+    return (inputs[:, None, :3] - X[None]).abs().amax(2).argmin(1)
+
+
+def test_a_layer_gains_where_one_is_missing_and_a_unit_where_that_is() -> None:
+    found = {}
+    for what in ("layer", "unit", "nothing"):
+        net, wanted = lacking(what)
+        recycler = watched(net)
+        update(net, recycler, X, wanted)
+        sample = sample_of(net, recycler)
+        features = torch.cat([sample.activations, sample.beside], 1)
+        how: dict[str, Any] = {"biased": True, "generator": seeded()}
+        layer = deepening(sample.activations, features, sample.gradients, sample.outgoing, cost=1.0, **how)
+        found[what] = layer, widening(sample.inputs, features, sample.gradients, torch.relu, **how)
+    layer, unit = found["layer"]
+    assert layer.gain > 2 * unit.gain and ExpansionTest(certainty=1.5).passed(layer)
+    layer, unit = found["unit"]
+    assert unit.gain > 5 * layer.gain / 20 and ExpansionTest(certainty=1.5).passed(unit)  # SENN's cost of a layer
+    assert not any(ExpansionTest().passed(each) for each in found["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("what", "cost", "made"),
+    [("layer", 2.0, Deepen), ("layer", None, Grow), ("layer", 1e4, Grow), ("unit", 2.0, Grow), ("nothing", 2.0, None)],
+)
+def test_an_event_inserts_a_layer_where_that_gains_most_for_its_cost_or_widens_one(
+    what: str, cost: float | None, made: Any
+) -> None:
+    net, wanted = lacking(what)
+    recycler = watched(net, method=SelfExpanding(layer_cost=cost, most=1, certainty=0.9))
+    update(net, recycler, X, wanted)
+    before = net(X)
+    report = recycler.step()
+    assert (net(X) - before).abs().max().item() <= 1e-12 * before.abs().max().item()
+    assert [type(each) for each in (*report.interventions, *dict(report.edits).values())] == [made] * (made is not None)
+    assert len(net) == (5 if made is Deepen else 3)
+    if made is Deepen:
+        assert [group.name for group in recycler.graph] == ["0", "2"]
+        update(net, recycler, X, wanted)
+        recycler.step()  # and it goes on with the layers that there are
+
+
+def test_the_layer_that_was_inserted_lets_the_loss_fall_where_it_is_missing() -> None:
+    losses = []
+    for cost in (2.0, None):
+        net, wanted = lacking("layer")
+        recycler = watched(net, method=SelfExpanding(layer_cost=cost, most=1), rate=0.3)
+        for _ in range(100):
+            update(net, recycler, X, wanted)
+        recycler.step()
+        for _ in range(400):
+            update(net, recycler, X, wanted)
+        losses.append((net(X) - wanted).square().mean().item())
+    assert losses[0] < 0.6 * losses[1]
+
+
+def test_a_layer_that_was_refused_does_not_stand_in_the_way_of_units() -> None:
+    class Two(nn.Module):
+        """Two layers read the units: there is no place between."""
+
+        def __init__(self, net: nn.Sequential) -> None:
+            super().__init__()
+            self.a, self.b, self.c = net[0], net[2], nn.Linear(6, 8, bias=False).double()
+            nn.init.zeros_(self.c.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            return torch.cat([self.b(h), self.c(h)], 1)
+
+    net, wanted = lacking("unit")
+    two = Two(net)
+    method = SelfExpanding(layer_cost=1e-3, relative=0, absolute=0, certainty=0)
+    recycler = watched(two, method=method)
+    told = []
+    for _ in range(3):
+        update(two, recycler, X, torch.cat([wanted, wanted], 1))
+        report = recycler.step()
+        told.append((bool(report.edits), "there is no place in the module tree" in report.note))
+    assert told == [(False, True), (False, False), (True, False)]
+    other = SelfExpanding(layer_cost=1e-3)
+    other.load_state_dict(method.state_dict())
+    assert other.state_dict() == method.state_dict() == {"last": 3, "refused": ["a"]}
+
+
+def test_l2_init_does_not_go_with_layers_that_are_inserted() -> None:
+    with pytest.raises(ValueError, match="inserted ones begin later"):
+        check_together([SelfExpanding(layer_cost=20), L2Init()])
+    check_together([SelfExpanding(), L2Init()])
+    with pytest.raises(ValueError, match="layer_cost > 0"):
+        SelfExpanding(layer_cost=0)
