@@ -274,6 +274,10 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return View(name, _axes(tensor, owner, offset))
         return None
 
+    def parameter(self, name: str) -> Tensor:
+        """The parameter or buffer of that path."""
+        return next(tensor for owned in self._owners.values() for n, tensor in owned if n == name)
+
     def alias(self, copy: Tensor, original: Tensor) -> bool:
         """Let ``copy`` stand for the whole parameter ``original``: a cast under autocast, a clone."""
         for name, owner in self._owners.get(_storage(original), ()):
@@ -448,7 +452,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _rows_at(self, name: str, dim: int, role: str) -> Rows:
         if (name, dim) not in self.rows:
-            size = next(t for owner in self._owners.values() for n, t in owner if n == name).shape[dim]
+            size = self.parameter(name).shape[dim]
             self.rows[name, dim] = Rows(torch.zeros(size, dtype=torch.int64), role)
         return self.rows[name, dim]
 
@@ -478,7 +482,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self.freeze_moments(labels)
         dim, start, step = place
-        size = next(t for owner in self._owners.values() for n, t in owner if n == view.name).shape[dim] * groups
+        size = self.parameter(view.name).shape[dim] * groups
         columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
         if columns.groups != groups:
             for other in (labels, *columns.labels):

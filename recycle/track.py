@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recycle.graph import Axis, Graph, Observer, UnitGroup, per_unit
+from recycle.graph import Axis, Graph, Observer, UnitGroup, of_units, per_channel, per_unit
 from recycle.growth_sample import Examples, GrowthSample, Recorder, why_not_sampled
 from recycle.junction import Crossing
 from recycle.samples import Sample, as_sample, few
@@ -180,7 +180,9 @@ class Tracker:
                 self._handles.append(layer.register_forward_hook(hook))
 
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
-        """Layer, hook, and whether it watches the input (or else the output)."""
+        """Layer, hook, and whether it watches the input (or else the output). Groups in one layer share its hooks."""
+        read: dict[nn.Module, list[tuple[Window, Tensor | None]]] = {}
+        made: dict[nn.Module, list[tuple[Gradients, Tensor | None]]] = {}
         for group in self.graph:
             points = group.observers()
             watched = (*points, *_norms(group, points))
@@ -190,13 +192,16 @@ class Tracker:
                     hook = partial(self._watch_recurrent, window, index, observer)
                     yield group.module.get_submodule(observer.name), hook, False
                 else:
-                    hook = partial(self._watch_input, window, index)
-                    yield group.module.get_submodule(observer.name), hook, True
+                    read.setdefault(group.module.get_submodule(observer.name), []).append((window, index))
             for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
                 index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                yield producer, partial(self._watch_output, seen, index), False
+                made.setdefault(producer, []).append((seen, index))
             if self._sample and len(group.producers()) == 1 and not group.norms():
                 yield group.producers()[0][0], partial(self._watch_producer, seen, group.name), False
+        for layer, windows in read.items():
+            yield layer, partial(self._watch_input, windows), True
+        for layer, gradients in made.items():
+            yield layer, partial(self._watch_output, gradients), False
         if self._inputs is not None:
             for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
                 yield layer, partial(self._keep_input, self._inputs, name), True
@@ -283,12 +288,18 @@ class Tracker:
             self._shapes |= {layer: _shapes(layer) for layer in layers}
 
     def _watch_input(
-        self, window: Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        windows: list[tuple[Window, Tensor | None]],
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
-        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(window):
-            window.add(per_unit(act.detach(), layer, index))
+        if isinstance(act, Tensor) and self._counts(layer, act) and self._due(windows[0][0]):
+            rows = per_channel(act.detach(), layer)
+            for window, index in windows:
+                window.add(of_units(rows, index))
 
     def _keep_input(
         self, inputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -305,12 +316,18 @@ class Tracker:
         if self._counts(layer, act) and self._due(window):
             window.add(per_unit(act.detach(), layer, index))
 
-    def _watch_output(self, seen: Gradients, index: Tensor | None, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if self._counts(layer, output) and self._due(seen) and output.requires_grad:
-            output.register_hook(partial(self._watch_gradient, seen, index, layer))
+    def _watch_output(
+        self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, inputs: Any, output: Any
+    ) -> None:
+        if self._counts(layer, output) and self._due(made[0][0]) and output.requires_grad:
+            output.register_hook(partial(self._watch_gradient, made, layer))
 
-    def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
-        seen.add(per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
+    def _watch_gradient(
+        self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor
+    ) -> None:
+        means = per_channel(wide(gradient.detach()), layer).abs().mean(0)
+        for seen, index in made:
+            seen.add(means if index is None else means[index[:, 0]])
 
     def _watch_producer(self, seen: Gradients, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if self._counts(layer, output) and self._due(seen) and output.requires_grad and inputs and output.dim() > 1:
@@ -340,8 +357,10 @@ class Tracker:
                 self._detach(self._handles)
 
     def _watch_weights(self, number: int) -> None:
+        read = {(id(w), dim): (w, dim) for _, weights in self._incoming[number] for w, dim, _ in weights}
+        means = {key: _row_means(w.grad, dim) for key, (w, dim) in read.items() if w.grad is not None}
         for seen, weights in self._incoming[number]:
-            rows = [_row_means(w.grad, dim, i) for w, dim, i in weights if w.grad is not None]
+            rows = [_of_rows(means[id(w), dim], i) for w, dim, i in weights if (id(w), dim) in means]
             if rows:
                 seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 
@@ -595,10 +614,16 @@ def _columns(index: Tensor, tensor: Tensor, dim: int) -> Tensor | None:
     return None if whole else index.to(tensor.device)
 
 
-def _row_means(gradient: Tensor, dim: int, index: Tensor | None) -> Tensor:
-    """Mean absolute gradient of each unit's elements, ``(width,)``."""
-    rows = wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
-    return rows if index is None else rows[index].mean(1)
+def _row_means(gradient: Tensor, dim: int) -> Tensor:
+    """Mean absolute gradient of the entries along ``dim``, ``(size,)``."""
+    return wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
+
+
+def _of_rows(means: Tensor, index: Tensor | None) -> Tensor:
+    """The mean over each unit's entries ``(width, span)``, all in order where that is None: ``(width,)``."""
+    if index is None:
+        return means
+    return means[index[:, 0]] if index.shape[1] == 1 else means[index].mean(1)
 
 
 def _norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
