@@ -384,9 +384,9 @@ def per_channel(act: Tensor, layer: nn.Module) -> Tensor:
 
 
 def of_units(rows: Tensor, index: Tensor | None) -> Tensor:
-    """The columns of units ``(width, span)`` in ``(values, channels)``, each of a unit's as values: ``(values, width)``.
+    """Columns ``index``, ``(width, span)``, of ``(values, channels)``: ``(values, width)``. None is all in order.
 
-    None stands for all columns in order.
+    Where a unit has several they are as many values.
     """
     if index is None:
         return rows

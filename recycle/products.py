@@ -47,7 +47,7 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
             _free_product(labels, op, left, right, inner, out)
         return None
     weight_left = views[0] is not None
-    if _in_blocks(labels, left if weight_left else right, inner[weight_left]):
+    if _in_blocks(labels, left, 1) if weight_left else _in_blocks(labels, right, 2):
         return _product_of_blocks(labels, op, left, right, out)
     weight, view, data = (left, views[0], right) if weight_left else (right, views[1], left)
     assert view is not None
@@ -85,7 +85,7 @@ _WHOLE = (0, 0, 1)
 
 
 def _in_blocks(labels: UnitLabels, tensor: Tensor, row: int) -> bool:
-    """Whether ``tensor`` stacks all rows of a parameter, or entries of a bias, block by block: ``row`` is their axis."""
+    """Whether ``tensor`` stacks a parameter's rows, or a bias's entries, block by block; ``row`` is their axis."""
     view = labels.view_of(tensor)
     if view is None or tensor.dim() != 3 or len(tensor) == 1:
         return False

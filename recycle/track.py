@@ -180,28 +180,12 @@ class Tracker:
                 self._handles.append(layer.register_forward_hook(hook))
 
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
-        """Layer, hook, and whether it watches the input (or else the output). Groups in one layer share its hooks."""
-        read: dict[nn.Module, list[tuple[Window, Tensor | None]]] = {}
-        made: dict[nn.Module, list[tuple[Gradients, Tensor | None]]] = {}
+        """Layer, hook, and whether it watches the input (or else the output)."""
+        yield from self._points_of_units()
         for group in self.graph:
-            points = group.observers()
-            watched = (*points, *_norms(group, points))
-            for observer, window in zip(watched, self._windows[group.name], strict=True):
-                index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
-                if observer.at_output:
-                    hook = partial(self._watch_recurrent, window, index, observer)
-                    yield group.module.get_submodule(observer.name), hook, False
-                else:
-                    read.setdefault(group.module.get_submodule(observer.name), []).append((window, index))
-            for (producer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
-                index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                made.setdefault(producer, []).append((seen, index))
             if self._sample and len(group.producers()) == 1 and not group.norms():
-                yield group.producers()[0][0], partial(self._watch_producer, seen, group.name), False
-        for layer, windows in read.items():
-            yield layer, partial(self._watch_input, windows), True
-        for layer, gradients in made.items():
-            yield layer, partial(self._watch_output, gradients), False
+                hook = partial(self._watch_producer, self._pre[group.name][0], group.name)
+                yield group.producers()[0][0], hook, False
         if self._inputs is not None:
             for name, layer in {axis.name: layer for group in self.graph for layer, axis in group.fed()}.items():
                 yield layer, partial(self._keep_input, self._inputs, name), True
@@ -212,6 +196,27 @@ class Tracker:
             yield recorder.producer, partial(self._watch_growth, recorder), False
             for layer, hook in recorder.points():
                 yield layer, hook, False
+
+    def _points_of_units(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
+        """Those for moments and gradients; all groups that one layer reads, or makes, share a hook."""
+        read: dict[nn.Module, list[tuple[Window, Tensor | None]]] = {}
+        made: dict[nn.Module, list[tuple[Gradients, Tensor | None]]] = {}
+        for group in self.graph:
+            points = group.observers()
+            watched = (*points, *_norms(group, points))
+            for observer, window in zip(watched, self._windows[group.name], strict=True):
+                index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
+                layer = group.module.get_submodule(observer.name)
+                if observer.at_output:
+                    yield layer, partial(self._watch_recurrent, window, index, observer), False
+                else:
+                    read.setdefault(layer, []).append((window, index))
+            for (layer, axis), seen in zip(group.producers(), self._pre[group.name], strict=True):
+                made.setdefault(layer, []).append((seen, _columns(axis.index, group.tensor(axis.name), axis.dim)))
+        for layer, windows in read.items():
+            yield layer, partial(self._watch_input, windows), True
+        for layer, gradients in made.items():
+            yield layer, partial(self._watch_output, gradients), False
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -322,9 +327,7 @@ class Tracker:
         if self._counts(layer, output) and self._due(made[0][0]) and output.requires_grad:
             output.register_hook(partial(self._watch_gradient, made, layer))
 
-    def _watch_gradient(
-        self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor
-    ) -> None:
+    def _watch_gradient(self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor) -> None:
         means = per_channel(wide(gradient.detach()), layer).abs().mean(0)
         for seen, index in made:
             seen.add(means if index is None else means[index[:, 0]])
