@@ -35,7 +35,8 @@ from recycle.methods.grow import Growth
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.together import check_together, joined
 from recycle.names import did_you_mean
-from recycle.recycler import AnyMethod, moved
+from recycle.recycler import AnyMethod
+from recycle.targets import moved
 
 TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
 """Fractions that are logged for each network (weighted by width) and for each group."""

@@ -16,12 +16,16 @@ from unittest.mock import patch
 from agents.callback import RecycleCallback
 from recycle.anchor import Anchor
 from recycle.recycler import Recycler
+from recycle.rows import Record
+from recycle.targets import SoftTargets
 from recycle.track import Tracker
 
 _ENTRANCES: dict[type, tuple[str, ...]] = {
     RecycleCallback: ("init_callback", "on_training_start", "on_rollout_start", "on_step", "update_locals",
                       "on_rollout_end", "on_training_end"),
-    Recycler: ("_look_again", "_keep_batch"),
+    Recycler: ("_look_again",),
+    SoftTargets: ("_keep_batch",),
+    Record: ("_watch_gradient",),
     Anchor: ("_before_step", "_after_step"),
     Tracker: tuple(name for name in vars(Tracker) if name.startswith(("_watch_", "_keep_"))),
 }  # fmt: skip

@@ -146,7 +146,7 @@ def check(args: Args) -> None:
         raise ValueError("--clear-buffer and --restart-exploration act at task changes: name what changes with --drift")
 
 
-FORMAT = 1
+FORMAT = 2
 """Of run folders: what ``config.yaml`` and checkpoints hold, and how. Raise it when an older one would be misread."""
 
 

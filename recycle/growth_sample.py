@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from recycle.graph import UnitGroup, plain
+from recycle.rows import Look, Pass
 
-_ROWS = 2048
+ROWS = 2048
 """Examples that are kept, at most: those of the latest passes."""
 
 
@@ -38,126 +37,54 @@ class GrowthSample:
     """Whether ``inputs`` ends with a column of ones."""
 
 
-@dataclass(eq=False)
-class _Pass:
-    """One pass while its gradients are on their way."""
-
-    inputs: Tensor
-    preactivations: Tensor
-    examples: Tensor
-    shape: torch.Size
-    activations: Tensor | None = None
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    spoiled: bool = False
+def looks(group: UnitGroup) -> list[Look]:
+    """Where to look for a :class:`GrowthSample`: at the layer that makes the units, and at those that read them."""
+    if why_not_sampled(group):
+        return []
+    ((layer, axis),) = group.producers()
+    readers = [Look(at, axis.name, told=True) for at, axis in zip(_consumers(group), group.outgoing, strict=True)]
+    return [Look(layer, axis.name, said=True), *readers]
 
 
-class Examples:
-    """Tells which rows of several passes are the same example: one for all layers of a network.
+def growth_of(group: UnitGroup, passes: Sequence[Pass]) -> GrowthSample | None:
+    """The latest row of each example in the passes that were kept, or None where no gradient has come yet."""
+    if not passes:
+        return None
+    ((_, own),) = group.producers()
+    parts = [_parts(kept, own.name, [axis.name for axis in group.outgoing]) for kept in passes]
+    whole = [part for part in parts if part and len({len(rows) for rows in part}) == 1]
+    if not whole:
+        return None
+    inputs, before, examples, read, gradients = (torch.cat(rows)[-ROWS:] for rows in zip(*whole, strict=True))
+    which = torch.unique(examples, dim=0, return_inverse=True)[1]
+    rows = torch.arange(len(which))
+    latest = torch.zeros(int(which.max()) + 1, dtype=torch.long)
+    latest = latest.scatter_reduce_(0, which, rows, "amax").sort().values
+    ones = torch.ones(len(latest), 1, dtype=torch.double)
+    columns = group.outgoing[0].index[:, 0]
+    other = torch.ones(read.shape[1], dtype=torch.bool)
+    other[columns] = False
+    biased = any(axis.role == "bias" for axis in group.incoming)
+    has_bias = any(getattr(layer, "bias", None) is not None for layer in _consumers(group))
+    return GrowthSample(
+        inputs=torch.cat([inputs[latest], ones], 1) if biased else inputs[latest],
+        activations=read[latest][:, columns],
+        gradients=gradients[latest],
+        preactivations=before[latest][:, own.index[:, 0]],
+        beside=torch.cat([read[latest][:, other], *([ones] if has_bias else [])], 1),
+        biased=biased,
+    )
 
-    Rows are known by what the first layer of a pass reads, so that a rollout buffer or a small data set that is passed
-    over again and again does not look larger than it is.
-    """
 
-    def __init__(self) -> None:
-        self._latest = torch.zeros(0, 0)
-
-    def of(self, inputs: Tensor, first: bool) -> Tensor:
-        """What the first layer of this pass read, row by row: ``(rows, features)``."""
-        if first or len(self._latest) != len(inputs):
-            self._latest = inputs
-        return self._latest
-
-
-class Recorder:
-    """Hooks that keep the rows of one group.
-
-    Args:
-        group: one of which :func:`why_not_sampled` says "".
-        examples: shared by all groups of a network.
-        first: whether its layer is the first of those watched in a pass.
-    """
-
-    def __init__(self, group: UnitGroup, examples: Examples, first: bool) -> None:
-        self.examples, self.first = examples, first
-        ((self.producer, axis),) = group.producers()
-        self.units = axis.index[:, 0]
-        self.biased = any(axis.role == "bias" for axis in group.incoming)
-        self.columns = group.outgoing[0].index[:, 0]
-        self.consumers = _consumers(group)
-        self.passes: list[tuple[Tensor, ...]] = []  # inputs, pre-activations, examples, activations, gradients
-        self._open: _Pass | None = None
-
-    def points(self) -> Iterator[tuple[nn.Module, Any]]:
-        """The consumers and their forward hooks; the producer's is :meth:`begin`."""
-        for number, layer in enumerate(self.consumers):
-            yield layer, partial(self._read, number)
-
-    def begin(self, inputs: Tensor | None, output: Any) -> None:
-        """A sampled pass comes by the producer; None: one that does not count."""
-        self._open = None
-        if inputs is not None:
-            kept = _rows(inputs)
-            examples = self.examples.of(kept, self.first)
-            self._open = _Pass(kept, _rows(output), examples, inputs.shape[:-1])
-
-    def _read(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        here = self._open
-        if here is None or not args or not isinstance(output, Tensor) or not output.requires_grad:
-            return
-        if args[0].shape[:-1] != here.shape or number in here.gradients:
-            here.spoiled = True
-            return
-        if here.activations is None:
-            here.activations = _rows(args[0])
-        here.gradients[number] = torch.empty(0)  # on its way
-        output.register_hook(partial(self._arrive, here, number))  # type: ignore[no-untyped-call]
-
-    def _arrive(self, here: _Pass, number: int, gradient: Tensor) -> None:
-        here.gradients[number] = _rows(gradient)
-        if here.spoiled or len(here.gradients) < len(self.consumers) or here.activations is None:
-            return
-        wanted = [here.gradients[i] for i in range(len(self.consumers))]
-        if all(len(part) == len(here.inputs) for part in wanted):
-            gradients = torch.cat(wanted, 1)
-            self.passes.append((here.inputs, here.preactivations, here.examples, here.activations, gradients))
-            while sum(len(kept[0]) for kept in self.passes[1:]) >= _ROWS:
-                del self.passes[0]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.passes.clear()
-        self._open = None
-
-    def sample(self) -> GrowthSample | None:
-        """What was kept, or None where no gradient has come yet."""
-        if not self.passes:
-            return None
-        passes = [[part.cpu().double() for part in kept] for kept in self.passes]
-        inputs, before, examples, read, gradients = (torch.cat(parts)[-_ROWS:] for parts in zip(*passes, strict=True))
-        which = torch.unique(examples, dim=0, return_inverse=True)[1]
-        rows = torch.arange(len(which))
-        latest = torch.zeros(int(which.max()) + 1, dtype=torch.long)
-        latest = latest.scatter_reduce_(0, which, rows, "amax").sort().values
-        ones = torch.ones(len(latest), 1, dtype=torch.double)
-        other = torch.ones(read.shape[1], dtype=torch.bool)
-        other[self.columns] = False
-        has_bias = any(getattr(layer, "bias", None) is not None for layer in self.consumers)
-        return GrowthSample(
-            inputs=torch.cat([inputs[latest], ones], 1) if self.biased else inputs[latest],
-            activations=read[latest][:, self.columns],
-            gradients=gradients[latest],
-            preactivations=before[latest][:, self.units],
-            beside=torch.cat([read[latest][:, other], *([ones] if has_bias else [])], 1),
-            biased=self.biased,
-        )
-
-    def state(self) -> list[list[Tensor]]:
-        """Plain tensors."""
-        return [[part.to("cpu", copy=True) for part in kept] for kept in self.passes]
-
-    def load(self, state: list[list[Tensor]]) -> None:
-        """Go on from :meth:`state`."""
-        self.passes = [tuple(part.clone() for part in kept) for kept in state]
+def _parts(kept: Pass, own: str, readers: Sequence[str]) -> list[Tensor]:
+    """Inputs, pre-activations, examples, activations and gradients, row by row; none where places differ."""
+    made, seen = kept.readings[own], [kept.readings[name] for name in readers]
+    places = made.read.shape[:-1]
+    if any(reading.read.shape[:-1] != places or reading.told is None for reading in seen):
+        return []
+    assert made.said is not None and kept.examples is not None
+    told = [_rows(reading.told) for reading in seen if reading.told is not None]
+    return [_rows(made.read), _rows(made.said), _rows(kept.examples), _rows(seen[0].read), torch.cat(told, 1)]
 
 
 def why_not_sampled(group: UnitGroup) -> str:
@@ -186,6 +113,5 @@ def _consumers(group: UnitGroup) -> list[nn.Module]:
 
 
 def _rows(values: Tensor) -> Tensor:
-    """A copy with one row for each sample and position; at most 2048, spread over all of them."""
-    rows = values.detach().reshape(-1, values.shape[-1])
-    return rows[:: max(1, -(-len(rows) // _ROWS))].clone()
+    """One row for each sample and position, float64, on the CPU."""
+    return values.reshape(-1, values.shape[-1]).cpu().double()

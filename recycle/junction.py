@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from recycle.graph import Axis, UnitGroup
+from recycle.graph import UnitGroup
+from recycle.rows import Look, Pass
 from recycle.samples import patches
 
-_PASSES = 256
-"""Samples of a pass that are kept; of images and sequences an eighth of that."""
 _ROWS = 2048
 """Rows of each consumer, at most."""
 _NUMBERS = 2**24
@@ -83,121 +81,44 @@ class _Reading:
     gradient: Tensor
 
 
-class Crossing:
-    """Keeps, by hooks, what one pass shows on both sides of a group's units.
-
-    ``why`` says why that cannot be had for this group; "" where it can.
-    """
-
-    def __init__(self, group: UnitGroup) -> None:
-        self.group = group
-        made, readers = group.producers(), group.readers()
-        weights = [axis for axis in group.incoming if axis.role == "weight"]
-        self.why = ""
-        if isinstance(readers, str):
-            self.why = readers
-        elif len(made) != 1 or len(weights) != 1:
-            self.why = "the units are not made by one Linear or convolution alone"
-        elif group.norms():
-            self.why = f"{group.norms()[0].name!r} normalises the units"
-        self.clear()
-
-    @property
-    def _readers(self) -> list[tuple[nn.Module, Axis]]:
-        found = self.group.readers()  # as they are now: a resize moves entries
-        return [] if isinstance(found, str) else found
-
-    def clear(self) -> None:
-        """Forget the pass."""
-        self._made: tuple[Tensor, Tensor] | None = None
-        self._read: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def points(self) -> list[tuple[nn.Module, Any]]:
-        """Layers, and what to call with what they read and gave."""
-        if self.why:
-            return []
-        layer = self.group.producers()[0][0]
-        return [(layer, self._keep_made), *((at, partial(self._keep_read, axis.name)) for at, axis in self._readers)]
-
-    def _keep_made(self, inputs: Tensor, output: Tensor) -> None:
-        self.clear()
-        self._made = _few(inputs, output.dim()), _few(output, output.dim())
-
-    def _keep_read(self, name: str, inputs: Tensor, output: Tensor) -> None:
-        if self._made is not None and inputs.requires_grad:  # or else the units learn nothing from this one
-            output.register_hook(partial(self._keep_told, name, _few(inputs, self._dims)))  # type: ignore[no-untyped-call]
-
-    @property
-    def _dims(self) -> int:
-        return 2 if self._made is None else self._made[1].dim()
-
-    def _keep_told(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
-        kept = _few(gradient, self._dims)
-        self._read[name] = inputs, kept * (len(gradient) / max(1, len(kept)))
-
-    def junction(self) -> Junction | str:
-        """The rows, or why they are not known."""
-        if self.why:
-            return self.why
-        if self._made is None or len(self._read) < len(self._readers):
-            return "no sampled pass showed what the consumers of these units read and need since it was last resized"
-        ((layer, own),) = self.group.producers()
-        kept = [_Reading(at, axis.index, *self._read[axis.name]) for at, axis in self._readers]
-        return as_junction(layer, own.index[:, 0], *self._made, kept)
-
-    def follow(self, resized: UnitGroup, kept: Sequence[int], width: int) -> None:
-        """Another group was resized, or this one, which had that width: new unit i was unit ``kept[i]``, or is new
-        where that is -1.
-
-        What new units of another group say, and would be told, was not seen: it is taken to be zero.
-        """
-        born = torch.tensor([i for i, unit in enumerate(kept) if unit < 0], dtype=torch.long)
-        if resized is self.group or [unit for unit in kept if unit >= 0] != list(range(width)):
-            self.clear()
-        if self._made is None:
-            return
-        ((layer, own),) = self.group.producers()
-        (x, z), read = self._made, dict(self._read)
-        for axis in resized.outgoing:
-            places = axis.index[born].flatten()
-            if axis.name == own.name:
-                x = _with_zeros(layer, x, places)
-            for at, reader in self._readers:
-                if axis.name == reader.name and reader.name in read:
-                    read[reader.name] = _with_zeros(at, read[reader.name][0], places), read[reader.name][1]
-        for axis in resized.incoming:
-            places = axis.index[born].flatten()
-            if axis.name == own.name:
-                z = _with_zeros(layer, z, places)
-            for at, reader in self._readers:
-                if axis.name == reader.name and reader.name in read:
-                    read[reader.name] = read[reader.name][0], _with_zeros(at, read[reader.name][1], places)
-        self._made, self._read = (x, z), read
-
-    def state(self) -> dict[str, Any]:
-        """Plain tensors."""
-        made = None if self._made is None else [t.cpu().clone() for t in self._made]
-        return {"made": made, "read": {name: [t.cpu().clone() for t in kept] for name, kept in self._read.items()}}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
-        self._made = None if state["made"] is None else (state["made"][0].clone(), state["made"][1].clone())
-        self._read = {name: (x.clone(), g.clone()) for name, (x, g) in state["read"].items()}
+def looks(group: UnitGroup) -> list[Look]:
+    """Where to look for a :class:`Junction`: at the layer that makes the units, and at those that read them."""
+    readers = group.readers()
+    if isinstance(readers, str) or _why_not(group):
+        return []
+    ((layer, axis),) = group.producers()
+    made = [Look(layer, axis.name, said=True)]
+    return made + [Look(at, name, told=True) for name, at in {axis.name: at for at, axis in readers}.items()]
 
 
-def _with_zeros(layer: nn.Module, values: Tensor, places: Tensor) -> Tensor:
-    """Zeros at these places among the features that a layer reads or gives, the others in order behind one another."""
-    dim = values.dim() - len(getattr(layer, "kernel_size", ())) - 1
-    old = torch.ones(values.shape[dim] + len(places), dtype=torch.bool)
-    old[places] = False
-    shape = [len(old) if d == dim else n for d, n in enumerate(values.shape)]
-    return values.new_zeros(shape).index_copy_(dim, old.nonzero()[:, 0].to(values.device), values)
+def _why_not(group: UnitGroup) -> str:
+    """Why hooks cannot see both sides of a group's units; "" where they can."""
+    readers = group.readers()
+    weights = [axis for axis in group.incoming if axis.role == "weight"]
+    if isinstance(readers, str):
+        return readers
+    if len(group.producers()) != 1 or len(weights) != 1:
+        return "the units are not made by one Linear or convolution alone"
+    return f"{group.norms()[0].name!r} normalises the units" if group.norms() else ""
 
 
-def _few(values: Tensor, dims: int) -> Tensor:
-    """A copy of some of a batch, spread over it: the same samples of all tensors of one pass."""
-    most = _PASSES if dims == 2 else _PASSES // 8
-    return values.detach()[:: max(1, -(-len(values) // most))].clone()
+def junction_of(group: UnitGroup, passes: Sequence[Pass]) -> Junction | str:
+    """The rows of the latest pass that was kept, or why they are not known."""
+    why, readers = _why_not(group), group.readers()
+    if why or isinstance(readers, str):
+        return why
+    if not passes:
+        return "no sampled pass showed what the consumers of these units read and need since it was last resized"
+    here = passes[-1]
+    ((layer, own),) = group.producers()
+    made = here.readings[own.name]
+    assert made.said is not None
+    kept = []
+    for at, axis in readers:  # as they are now: a resize moves entries
+        seen = here.readings[axis.name]
+        assert seen.told is not None
+        kept.append(_Reading(at, axis.index, seen.read, seen.told * (here.size / max(1, len(seen.told)))))
+    return as_junction(layer, own.index[:, 0], made.read, made.said, kept)
 
 
 def as_junction(

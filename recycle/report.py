@@ -7,7 +7,11 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from recycle.edits import Edit, describe
+from torch import Tensor
+
+from recycle import metrics
+from recycle.edits import Edit, describe, resizes
+from recycle.graph import UnitGroup
 from recycle.interventions import Intervention
 from recycle.stats import Stats
 
@@ -33,11 +37,12 @@ class GroupReport:
     width_after: int = 0
     """Units after this event's edits."""
     recycled: int = 0
-    """Units overwritten at this event."""
+    """Units overwritten at this event; those that came or went are the difference of the widths."""
     unparted: int = 0
     """Units recycled from a parent that are still its copies: their incoming weights have a cosine above .98."""
     re_died: int = 0
-    """Units recycled at an earlier event that were found dead again, each counted once."""
+    """Units recycled (overwritten) at an earlier event that were found dead again, each counted once; one that came
+    when its layer grew was not dead before."""
     resemblance: float = math.nan
     """Mean cosine of the incoming weights of recycled units with those of the parents they came from, over all that
     still have their parent; falls from event to event as they part. NaN where there is none."""
@@ -129,10 +134,50 @@ def _certified(group: GroupReport) -> str:
     return "" if math.isnan(group.certified) else f" observed, {group.certified:6.1%} certified"
 
 
+def before(
+    group: UnitGroup, stats: Stats, newborn: Tensor, parent: Tensor, note: str, certified: float = math.nan
+) -> GroupReport:
+    """What was seen of a group, before any edit.
+
+    Args:
+        group: the units.
+        stats: their window.
+        newborn: which were recycled and have not been found dead since, ``(width,)``.
+        parent: the unit that each came from, or -1, ``(width,)``.
+        note: why nothing will be done.
+        certified: part that is dead for every possible input.
+    """
+    if not stats.samples or not stats.finite:
+        return GroupReport(group.width, stats.samples, certified=certified, width_after=group.width, note=note)
+    again = newborn & stats.dead
+    children = (parent >= 0).nonzero()[:, 0]
+    cosines = metrics.resemblance(group, children, parent[children])
+    return GroupReport(
+        group.width,
+        stats.samples,
+        certified=certified,
+        dead=metrics.dead(stats),
+        dead_after=metrics.dead(stats),
+        dormant=metrics.dormant(stats),
+        constant=metrics.constant(stats),
+        saturated=metrics.saturated(stats),
+        gradient_silent=metrics.gradient_silent(stats),
+        effective_rank=math.nan if stats.activations is None else metrics.effective_rank(stats.activations),
+        duplicates=float(metrics.duplicates(group).double().mean()),
+        width_after=group.width,
+        unparted=int((cosines > metrics.TWIN).sum()),
+        re_died=int(again.sum()),
+        resemblance=float(cosines.mean()) if len(children) else math.nan,
+        re_death_age=float(stats.age[again].mean()) if again.any() else math.nan,
+        note=note,
+    )
+
+
 def after(seen: GroupReport, stats: Stats, edits: list[Edit], note: str, width: int) -> GroupReport:
     """What was seen, and what the edits made of it; ``width`` is the group's now."""
-    slots = sorted({slot for edit in edits for slot in edit.slots})
     left = stats.dead.clone()
-    left[slots] = False
+    left[[slot for edit in edits for slot in edit.slots]] = False
     dead = math.nan if math.isnan(seen.dead) else float(left.sum()) / width
-    return replace(seen, dead_after=dead, width_after=width, recycled=len(slots), note=note)
+    removed = {slot for edit in edits if resizes(edit) for slot in edit.slots}
+    recycled = {slot for edit in edits for slot in edit.slots} - removed  # a constant is folded before it is removed
+    return replace(seen, dead_after=dead, width_after=width, recycled=len(recycled), note=note)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PASSES = 256
-"""Samples of a pass that are kept; of images and sequences an eighth of that."""
+from recycle.graph import UnitGroup
+from recycle.rows import Look, Pass
+
 _ROWS = 2048
 """Values of each unit that are looked at, at most."""
 _STEPS = 24
@@ -28,14 +30,24 @@ class Sample:
     """Gradient of the loss at the pre-activations, ``(values, width)``."""
 
 
-def few(values: Tensor) -> Tensor:
-    """A copy of some of a batch, spread over the whole of it."""
-    most = _PASSES if values.dim() == 2 else _PASSES // 8
-    return values.detach()[:: max(1, len(values) // most)][:most].clone()
+def looks(group: UnitGroup) -> list[Look]:
+    """Where to look for a :class:`Sample`: at the one layer that makes the units, with no normalisation behind it."""
+    made = group.producers() if not group.norms() else []
+    return [Look(layer, axis.name, said=True, told=True) for layer, axis in made if len(made) == 1]
+
+
+def sample_of(group: UnitGroup, passes: Sequence[Pass]) -> Sample | None:
+    """The sample of the latest pass that was kept, None without one or where the layer has no closed form."""
+    if not passes:
+        return None
+    ((layer, axis),) = group.producers()
+    seen = passes[-1].readings[axis.name]
+    assert seen.said is not None and seen.told is not None
+    return as_sample(layer, axis.index[:, 0], seen.read, seen.said, seen.told)
 
 
 def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, gradient: Tensor) -> Sample | None:
-    """One row for each sample and position of what :func:`few` kept of a Linear or a plain convolution; else None."""
+    """One row for each sample and position of what was kept of a Linear or a plain convolution; else None."""
     if isinstance(layer, nn.Linear):
         x = inputs.double().cpu().reshape(-1, layer.in_features)
         axis = -1

@@ -19,8 +19,6 @@ _KEPT = 256
 """Rows of activations kept of the latest sampled pass, for effective rank."""
 _BUFFER = 2**15
 """Numbers of a layer that wait, at most, until their moments are taken together; larger passes do not wait."""
-_INPUTS = 2**20
-"""Numbers kept of a layer's latest input, at most, beyond one sample."""
 _MERGED = 256
 """Moments that are kept apart at most."""
 
@@ -306,18 +304,6 @@ class Gradients:
 def _thinned(act: Tensor) -> Tensor:
     """At most 256 rows, spread over all of them; a view."""
     return act[:: max(1, len(act) // _KEPT)][:_KEPT]
-
-
-def kept_inputs(values: Tensor, spatial: int = 0) -> Tensor:
-    """A copy of at most 256 samples of what a layer reads, spread over the batch: about 2**20 numbers, or one sample.
-
-    Args:
-        values: ``(..., features)``, or ``(channels, *space)`` with or without a batch axis before it.
-        spatial: how many axes of space a convolution has.
-    """
-    batch = values.detach().reshape(-1, *values.shape[-1 - spatial :])
-    most = max(1, min(_KEPT, _INPUTS // max(1, batch[0].numel()))) if len(batch) else 1
-    return batch[:: max(1, -(-len(batch) // most))].clone()
 
 
 def _exact(values: Tensor) -> torch.dtype:

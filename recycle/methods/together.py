@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from recycle.methods.grow import Growth
@@ -11,6 +11,8 @@ from recycle.methods.l2_init import L2Init
 from recycle.methods.monitor import Monitor
 from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.plasticity_injection import PlasticityInjection
+from recycle.names import did_you_mean
+from recycle.stats import Stats
 
 
 def edits_units(method: Any) -> bool:
@@ -26,6 +28,20 @@ def joined(methods: Sequence[Any]) -> list[Any]:
         return list(methods)
     made = replace(growth[0], by=others[0])
     return [made if method is growth[0] else method for method in methods if method is not others[0]]
+
+
+def check_method(method: Any) -> None:
+    """Raise a TypeError or ValueError that says what is missing, if this is no method."""
+    if isinstance(method, type) or not (callable(method) or hasattr(method, "on_networks")):
+        raise TypeError(f"a method is an object called with (group, stats), got {method!r}. Pass ReDo(), not ReDo")
+    known = [f.name for f in fields(Stats)] + [k for k, v in vars(Stats).items() if isinstance(v, property)]
+    for name in getattr(method, "needs", ()):
+        if name not in known:
+            raise ValueError(
+                f"{type(method).__name__} needs {name!r}, no such statistic: {did_you_mean(str(name), known)}"
+            )
+    if not hasattr(method, "needs"):
+        raise TypeError(f"{type(method).__name__} must name the statistics it reads in `needs`; () if none")
 
 
 def check_together(methods: Sequence[Any]) -> None:

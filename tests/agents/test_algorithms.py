@@ -336,7 +336,7 @@ def test_the_batch_kept_for_targets_holds_no_graph():
     model = build(SAC)
     callback = RecycleCallback(method="redo", every=10_000, sample_every=1)
     learn(model, 8, callback)
-    args, _ = callback.recyclers["critic"]._batch
+    args, _ = callback.recyclers["critic"]._soft.batch
     assert len(args) == 2 and not any(t.requires_grad for t in args)  # the actions are the actor's own
 
 

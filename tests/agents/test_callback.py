@@ -632,14 +632,14 @@ def test_after_an_interrupt_a_model_is_saved_and_goes_on(make, same, tmp_path):
 def test_an_interrupt_between_two_layers_leaves_a_model_that_can_be_saved(tmp_path, monkeypatch):
     model, callback = ppo(), recycler(method=WIDEN, every=128)
     model.learn(128, callback=callback)
-    applied = recycle.recycler.apply
+    applied = recycle.editing.apply
 
     def interrupted(edit, group, **kwargs):
         if group.name.endswith("value_net.0"):
             raise KeyboardInterrupt
         applied(edit, group, **kwargs)
 
-    monkeypatch.setattr(recycle.recycler, "apply", interrupted)
+    monkeypatch.setattr(recycle.editing, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.learn(256, callback=callback, reset_num_timesteps=False)
     monkeypatch.undo()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
-from recycle import Fold, NotRecyclable, Recycler, Report, Reset, Split
+from recycle import Fold, Grow, NotRecyclable, Prune, Recycler, Report, Reset, Split
 from recycle.methods.mirror import Mirror
 from recycle.methods.monitor import Monitor
 from recycle.methods.redo import ReDo
@@ -165,7 +165,7 @@ def test_health_in_the_report_is_that_of_the_metrics() -> None:
     assert (group.gradient_silent, group.saturated) == (pytest.approx(1 / 6), 0)
     assert group.duplicates == pytest.approx(2 / 6)
     seen = F.relu(net[0](X)).detach()
-    assert group.effective_rank == pytest.approx(recycle.recycler.metrics.effective_rank(seen))
+    assert group.effective_rank == pytest.approx(recycle.report.metrics.effective_rank(seen))
 
 
 def test_a_warm_up_counts_training_passes() -> None:
@@ -238,6 +238,24 @@ def test_a_stillborn_unit_is_counted_at_every_event_at_which_it_was_recycled() -
     assert recycler.step().re_died == 1  # recycled at the second event, found dead at the third
     see(recycler, net)
     assert recycler.step().re_died == 0  # and not again
+
+
+def test_units_that_come_and_go_are_not_recycled_and_do_not_die_again() -> None:
+    net = mlp(dead=[1])
+    recycler = watched(net, Scripted(Fold([1], [0.0]), Prune([1]), Grow(2), Split([0], noise=0.1)))
+    see(recycler, net)
+    group = recycler.step().groups["0"]
+    assert (group.width, group.width_after, group.recycled, group.dead_after) == (6, 8, 0, 0)
+    recycler.method = Scripted(Reset([5]))
+    with torch.no_grad():
+        net[0].bias[[0, 5, 6, 7]] = -1e3  # one that was there and all that came
+    see(recycler, net)
+    group = recycler.step().groups["0"]
+    assert (group.dead, group.recycled, group.re_died) == (0.5, 1, 0) and math.isnan(group.re_death_age)
+    with torch.no_grad():
+        net[0].bias[5] = -1e3
+    see(recycler, net)
+    assert recycler.step().re_died == 1  # overwritten since
 
 
 def test_ages_begin_anew_when_a_unit_is_recycled() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recycle
-from recycle.stats import kept_inputs
-from recycle.track import Tracker, peak
+from recycle.targets import peak
+from recycle.track import Tracker
 
 
 class Wire(nn.Module):
@@ -715,7 +715,7 @@ def test_units_of_a_cell_in_a_loop_are_seen() -> None:
     with Tracker(graph, sample_every=1) as tracker:
         net(x)
     assert tracker.stats(graph["cell"]).samples == 4  # the head reads the last step only
-    assert sum(w.count for w in tracker._windows["cell"]) == 4 + 7 * 4
+    assert sum(w.count for w in tracker._seen["cell"].windows) == 4 + 7 * 4
 
 
 def test_a_packed_sequence_is_seen_too() -> None:
@@ -815,9 +815,9 @@ def test_inputs_are_kept_only_where_a_method_needs_them() -> None:
     for asked in (False, True):
         tracker = Tracker(graph, inputs=asked)
         with tracker:
-            hooks = sum(len(layer._forward_pre_hooks) for layer in net)
+            hooks = [len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in net]
             net(x).sum().backward()
-        assert hooks == 1 + asked
+        assert hooks == [1 + asked, 0, 1]
         found = tracker.stats(graph["0"]).inputs
         assert (found is None) is not asked
     assert list(found) == ["0.weight"] and torch.equal(found["0.weight"], x)
@@ -847,13 +847,20 @@ def test_inputs_are_those_of_the_latest_training_pass_and_outlive_what_is_done_t
         ((1000, 4), 0, (250, 4)),  # every 4th of a thousand
         ((7, 11, 4), 0, (77, 4)),
         ((4,), 0, (1, 4)),
-        ((100, 4, 84, 84), 2, (34, 4, 84, 84)),  # at most 37 fit into 2**20 numbers: every third
+        ((100, 4, 84, 84), 2, (25, 4, 84, 84)),  # 32 images at most
         ((4, 84, 84), 2, (1, 4, 84, 84)),
-        ((2, 3, 1000, 1000), 2, (1, 3, 1000, 1000)),
+        ((40, 2, 5, 3), 2, (20, 2, 5, 3)),
+        ((100, 9, 4), 0, (225, 4)),  # 25 sequences
+        ((257, 5000), 0, (29, 5000)),  # as many as images, of very long vectors
     ],
 )
 def test_a_bounded_part_of_the_inputs_is_kept(shape: tuple[int, ...], spatial: int, kept: tuple[int, ...]) -> None:
-    assert kept_inputs(torch.zeros(shape), spatial).shape == kept
+    layer = nn.Conv2d(shape[-3], 2, 1) if spatial else nn.Linear(shape[-1], 2)
+    net = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(2, 2, 1) if spatial else nn.Linear(2, 2))
+    graph = recycle.trace(net, lambda: net(torch.zeros(3, *shape[-1 - spatial :])))
+    with Tracker(graph, inputs=True) as tracker:
+        net(torch.zeros(shape))
+    assert tracker.stats(graph["0"]).inputs["0.weight"].shape == kept
 
 
 def test_inputs_of_convolutions_and_recurrent_layers() -> None:
