@@ -108,10 +108,23 @@ class Stream:
         return bits.transpose(0, 1).contiguous(), targets.t().contiguous()
 
 
+class Apart(nn.Conv1d):
+    """A convolution of width 1 in groups, by one product for all groups: a CPU takes them one after the other."""
+
+    def _conv_forward(self, data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, groups = len(data), self.groups
+        matrices, inputs = weight.view(groups, -1, weight.shape[1]), data.reshape(rows, groups, -1).permute(1, 2, 0)
+        if bias is None:
+            outputs = torch.bmm(matrices, inputs)
+        else:
+            outputs = torch.baddbmm(bias.view(groups, -1, 1), matrices, inputs)
+        return outputs.permute(2, 0, 1).reshape(rows, -1, 1)
+
+
 def learners(seeds: int) -> nn.Sequential:
     """Networks of 5 ReLU units, as many as there are seeds: what each sees and says stands in channels of its own."""
-    hidden = nn.Conv1d(BITS * seeds, HIDDEN * seeds, 1, groups=seeds)
-    output = nn.Conv1d(HIDDEN * seeds, seeds, 1, groups=seeds)
+    hidden = Apart(BITS * seeds, HIDDEN * seeds, 1, groups=seeds)
+    output = Apart(HIDDEN * seeds, seeds, 1, groups=seeds)
     return nn.Sequential(hidden, nn.ReLU(), output)
 
 
@@ -138,17 +151,17 @@ def run(arm: str, args: Args) -> dict[str, NDArray[np.float64]]:
     done = 0
     while done < args.examples:
         bits, targets = stream.take()
-        block = torch.empty(len(bits), args.seeds)
+        said = []
         for i, (x, y) in enumerate(zip(bits.flatten(1)[:, None, :, None], targets[:, None, :, None], strict=True)):
             squared = (net(x) - y).square()
             squared.sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            block[i] = squared.detach().flatten()
+            said.append(squared.detach())
             if recycler is not None and (done + i + 1) % every == 0:
                 for name, group in recycler.step().groups.items():
                     recycled[seed_of[name]] += group.recycled
-        errors[done : done + len(bits)] = block.numpy()
+        errors[done : done + len(bits)] = torch.cat(said).flatten(1).numpy()
         done += len(bits)
         recent = bits[-RECENT:].flatten(1)[:, :, None]
         with torch.no_grad():

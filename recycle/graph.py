@@ -372,14 +372,27 @@ class Graph:
 
 def per_unit(act: Tensor, layer: nn.Module, index: Tensor | None) -> Tensor:
     """Activations with the units last, one row for each sample and position: ``(values, width)``."""
-    if index is None and act.dim() == 2:
+    return of_units(per_channel(act, layer), index)
+
+
+def per_channel(act: Tensor, layer: nn.Module) -> Tensor:
+    """Activations with the features or channels last, one row for each sample and position: ``(values, channels)``."""
+    if act.dim() == 2 and _unit_axis(layer, act) == 1:
         return act
     spatial = act.dim() - _unit_axis(layer, act) - 1
-    flat = act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
+    return act.movedim(act.dim() - spatial - 1, -1).reshape(-1, act.shape[act.dim() - spatial - 1])
+
+
+def of_units(rows: Tensor, index: Tensor | None) -> Tensor:
+    """Columns ``index``, ``(width, span)``, of ``(values, channels)``: ``(values, width)``. None is all in order.
+
+    Where a unit has several they are as many values.
+    """
     if index is None:
-        return flat
+        return rows
     width, span = index.shape
-    return flat[:, index.flatten()].reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
+    columns = rows.index_select(1, index.flatten())
+    return columns if span == 1 else columns.reshape(-1, width, span).movedim(2, 1).reshape(-1, width)
 
 
 def _unit_axis(layer: nn.Module, act: Tensor) -> int:

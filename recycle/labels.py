@@ -117,9 +117,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._roots: Tensor | None = None
         self._joined = False
         self._buffers = {name for name, _ in module.named_buffers()}
-        self._shapes: dict[str, torch.Size] = {}  # of parameters and buffers
+        self.shapes: dict[str, torch.Size] = {}  # of parameters and buffers
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            self._shapes[name] = tensor.shape
+            self.shapes[name] = tensor.shape
             self._owners.setdefault(_storage(tensor), []).append((name, tensor))
         for layer in module.modules():
             for tensor in tensors_in([value for key, value in vars(layer).items() if key not in _REGISTERED]):
@@ -451,7 +451,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _rows_at(self, name: str, dim: int, role: str) -> Rows:
         if (name, dim) not in self.rows:
-            self.rows[name, dim] = Rows(torch.zeros(self._shapes[name][dim], dtype=torch.int64), role)
+            self.rows[name, dim] = Rows(torch.zeros(self.shapes[name][dim], dtype=torch.int64), role)
         return self.rows[name, dim]
 
     def own(self, view: View, axis: int, labels: Tensor, role: str, op: Any) -> None:
@@ -480,7 +480,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         self.freeze_moments(labels)
         dim, start, step = place
-        size = self._shapes[view.name][dim] * groups
+        size = self.shapes[view.name][dim] * groups
         columns = self.columns.setdefault((view.name, dim), Columns(groups=groups))
         if columns.groups != groups:
             for other in (labels, *columns.labels):

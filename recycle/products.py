@@ -24,15 +24,14 @@ def matrix_product(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Ten
     if columns is not None and not kwargs and view is not None:  # unscaled: no alpha, no beta
         columns.biases.append(view.name)
     known = labels.of(out)
-    if (
-        columns is not None
-        and known is not None
-        and view is not None
-        and bias.dim() == 1
-        and labels.view_of(right) is not None
-    ):
-        labels.own(view, 0, known[0], "bias", short(op))
-        return
+    if columns is not None and known is not None and view is not None:
+        row = 1 if _in_blocks(labels, left, 1) else 2
+        if bias.dim() == 1 and out.dim() == 2 and labels.view_of(right) is not None:
+            labels.own(view, 0, known[0], "bias", short(op))
+            return
+        if columns.groups > 1 and _in_blocks(labels, bias, row):
+            labels.own(View(view.name, (_WHOLE,)), 0, known.movedim(row, 1)[:, :, 0].flatten(), "bias", short(op))
+            return
     if known is None:
         labels.put(out, torch.tensor(NONE))
     merge(labels, op, out, (out, bias), "bias")
@@ -48,6 +47,8 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
             _free_product(labels, op, left, right, inner, out)
         return None
     weight_left = views[0] is not None
+    if _in_blocks(labels, left, 1) if weight_left else _in_blocks(labels, right, 2):
+        return _product_of_blocks(labels, op, left, right, out)
     weight, view, data = (left, views[0], right) if weight_left else (right, views[1], left)
     assert view is not None
     w_in, x_in = (inner[0], inner[1]) if weight_left else (inner[1], inner[0])
@@ -76,6 +77,45 @@ def contract(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tens
             shape = [1] * out.dim()
             shape[out.dim() - (2 if weight_left and data.dim() > 1 else 1)] = -1
             labels.put(out, units.to(out.device).reshape(shape))
+    return columns
+
+
+_WHOLE = (0, 0, 1)
+"""An axis that walks along a parameter's first one, entry by entry."""
+
+
+def _in_blocks(labels: UnitLabels, tensor: Tensor, row: int) -> bool:
+    """Whether ``tensor`` stacks a parameter's rows, or a bias's entries, block by block; ``row`` is their axis."""
+    view = labels.view_of(tensor)
+    if view is None or tensor.dim() != 3 or len(tensor) == 1:
+        return False
+    each, other = tensor.shape[row], 3 - row
+    rows = view.dims[0] == (0, 0, each) and view.dims[row] == (None if each == 1 else _WHOLE)
+    columns = view.dims[other] == (None if tensor.shape[other] == 1 else (1, 0, 1))
+    return rows and columns and tensor.numel() == labels.shapes[view.name].numel()
+
+
+def _product_of_blocks(labels: UnitLabels, op: Any, left: Tensor, right: Tensor, out: Tensor) -> Any:
+    """A convolution in groups, written as a batch of products: each block of rows reads inputs of its own."""
+    weight, data, row = (left, right, 1) if labels.view_of(left) is not None else (right, left, 2)
+    view, known = labels.view_of(weight), labels.of(data)
+    assert view is not None
+    groups, each = weight.shape[0], weight.shape[row]
+    units: Tensor | None = torch.zeros(groups * data.shape[row], dtype=torch.int64)
+    if known is not None:
+        units = labels.along(known.movedim(row, 1).flatten(0, 1), 0)
+    if units is None or view.dims[3 - row] is None:
+        labels.freeze(known, f"{short(op)} reads {view.name!r} in a way that no rule covers")
+        labels.use_whole([weight], op)
+        return None
+    labels.part(units.reshape(groups, -1))
+    columns = labels.consume(view, 3 - row, units, data, padded=False, op=short(op), groups=groups)
+    rows = labels.produce(View(view.name, (_WHOLE,)), 0, groups * each)
+    if columns is None or rows is None:
+        labels.use_whole([weight], op)
+        return None
+    labels.part(rows.reshape(groups, -1))
+    labels.put(out, rows.to(out.device).reshape(groups, each, 1).movedim(1, row))
     return columns
 
 

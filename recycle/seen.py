@@ -145,7 +145,13 @@ def norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
         return norms
 
 
-def row_means(gradient: Tensor, dim: int, index: Tensor | None) -> Tensor:
-    """Mean absolute gradient of each unit's elements, ``(width,)``."""
-    rows = wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
-    return rows if index is None else rows[index].mean(1)
+def row_means(gradient: Tensor, dim: int) -> Tensor:
+    """Mean absolute gradient of the entries along ``dim``, ``(size,)``."""
+    return wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
+
+
+def of_rows(means: Tensor, index: Tensor | None) -> Tensor:
+    """The mean over each unit's entries ``(width, span)``, or all in order where that is None: ``(width,)``."""
+    if index is None:
+        return means
+    return means[index[:, 0]] if index.shape[1] == 1 else means[index].mean(1)

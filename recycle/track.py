@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle.clock import Clock
-from recycle.graph import Graph, Observer, UnitGroup, per_unit
+from recycle.graph import Graph, Observer, UnitGroup, of_units, per_channel, per_unit
 from recycle.growth_sample import why_not_sampled
 from recycle.kept import Kept
 from recycle.rows import Look, Record
-from recycle.seen import Seen, norm, row_means, settled, watched
+from recycle.seen import Seen, norm, of_rows, row_means, settled, watched
 from recycle.stats import Gradients, Stats, Window, wide
 
 
@@ -177,20 +177,27 @@ class Tracker:
                 self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
     def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
-        """Layer, hook, and whether it watches the input (or else the output)."""
+        """Layer, hook, and whether it watches the input (or else the output).
+
+        All groups that one layer reads, or makes, share its hook.
+        """
+        read: dict[nn.Module, list[tuple[Window, Tensor | None]]] = {}
+        made: dict[nn.Module, list[tuple[Gradients, Tensor | None]]] = {}
         for group in self.graph:
             seen = self._seen[group.name]
             for observer, window in zip(watched(group), seen.windows, strict=True):
                 index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
+                layer = group.module.get_submodule(observer.name)
                 if observer.at_output:
-                    hook = partial(self._watch_recurrent, window, index, observer)
-                    yield group.module.get_submodule(observer.name), hook, False
+                    yield layer, partial(self._watch_recurrent, window, index, observer), False
                 else:
-                    hook = partial(self._watch_input, window, index)
-                    yield group.module.get_submodule(observer.name), hook, True
-            for (producer, axis), gradients in zip(group.producers(), seen.gradients, strict=True):
-                index = _columns(axis.index, group.tensor(axis.name), axis.dim)
-                yield producer, partial(self._watch_output, gradients, index), False
+                    read.setdefault(layer, []).append((window, index))
+            for (layer, axis), gradients in zip(group.producers(), seen.gradients, strict=True):
+                made.setdefault(layer, []).append((gradients, _columns(axis.index, group.tensor(axis.name), axis.dim)))
+        for layer, windows in read.items():
+            yield layer, partial(self._watch_input, windows), True
+        for layer, of_groups in made.items():
+            yield layer, partial(self._watch_output, of_groups), False
         for record in self._kept:
             for look in record.looks:
                 yield look.layer, partial(self._watch_rows, record, look), False
@@ -254,12 +261,18 @@ class Tracker:
         self._shapes |= {look.layer: _shapes(look.layer) for record in self._kept for look in record.looks}
 
     def _watch_input(
-        self, window: Window, index: Tensor | None, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        windows: list[tuple[Window, Tensor | None]],
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
-        if isinstance(act, Tensor) and self._counts(layer, act) and self._clock.due(window):
-            window.add(per_unit(act.detach(), layer, index))
+        if isinstance(act, Tensor) and self._counts(layer, act) and self._clock.due(windows[0][0]):
+            rows = per_channel(act.detach(), layer)
+            for window, index in windows:
+                window.add(of_units(rows, index))
 
     def _watch_recurrent(
         self,
@@ -276,13 +289,15 @@ class Tracker:
             window.add(per_unit(act.detach(), layer, index))
 
     def _watch_output(
-        self, seen: Gradients, index: Tensor | None, layer: nn.Module, args: Any, kwargs: Any, output: Any
+        self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        if self._counts(layer, output) and self._clock.due(seen) and output.requires_grad:
-            output.register_hook(partial(self._watch_gradient, seen, index, layer))
+        if self._counts(layer, output) and self._clock.due(made[0][0]) and output.requires_grad:
+            output.register_hook(partial(self._watch_gradient, made, layer))
 
-    def _watch_gradient(self, seen: Gradients, index: Tensor | None, layer: nn.Module, gradient: Tensor) -> None:
-        seen.add(per_unit(wide(gradient.detach()), layer, index).abs().mean(0))
+    def _watch_gradient(self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor) -> None:
+        means = per_channel(wide(gradient.detach()), layer).abs().mean(0)
+        for seen, index in made:
+            seen.add(means if index is None else means[index[:, 0]])
 
     def _watch_rows(self, record: Record, look: Look, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         read = args[0] if args else kwargs.get("input")
@@ -302,8 +317,10 @@ class Tracker:
             self._follow()
 
     def _watch_weights(self, number: int) -> None:
+        read = {(id(w), dim): (w, dim) for _, weights in self._incoming[number] for w, dim, _ in weights}
+        means = {key: row_means(w.grad, dim) for key, (w, dim) in read.items() if w.grad is not None}
         for seen, weights in self._incoming[number]:
-            rows = [row_means(w.grad, dim, i) for w, dim, i in weights if w.grad is not None]
+            rows = [of_rows(means[id(w), dim], i) for w, dim, i in weights if (id(w), dim) in means]
             if rows:
                 seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 

@@ -1007,6 +1007,30 @@ def shuffled_between_groups() -> nn.Module:
 
 
 @zoo(
+    rows((10,)),
+    groups={"W1[0:3]": 3, "W1[3:6]": 3, "W2[0:4]": 4, "W2[4:8]": 4},
+    frozen={"out": "output"},
+    homogeneous=frozenset({"W1[0:3]", "W1[3:6]", "W2[0:4]", "W2[4:8]"}),
+    owned={
+        "W1[0:3]": lambda u: [("W1", at[u]), ("b1", at[u]), ("W2", at[:4, u])],
+        "W1[3:6]": lambda u: [("W1", at[3 + u]), ("b1", at[3 + u]), ("W2", at[4:, u])],
+        "W2[4:8]": lambda u: [("W2", at[4 + u]), ("b2", at[4 + u]), ("out.weight", at[:, 4 + u])],
+    },
+)
+def two_networks_in_one_product() -> nn.Module:
+    """Blocks of a weight's rows as a batch of matrices, on either side: a grouped convolution in other words."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        each = x.reshape(len(x), 2, 5).permute(1, 2, 0)
+        h = F.relu(torch.baddbmm(m.b1.view(2, 3, 1), m.W1.view(2, 3, 5), each)).mT
+        h = F.relu(torch.baddbmm(m.b2.view(2, 1, 4), h, m.W2.view(2, 4, 3).mT))
+        return m.out(h.transpose(0, 1).flatten(1))
+
+    biases = {"b1": nn.Parameter(torch.randn(6)), "b2": nn.Parameter(torch.randn(8))}
+    return Wire(forward, W1=weights(6, 5), W2=weights(8, 3), out=Linear(8, 3), **biases)
+
+
+@zoo(
     rows((2, 5, 5)),
     groups={"stem": 8, "reduce[0:2]": 2, "reduce[2:4]": 2, "middle[0:2]": 2, "middle[2:4]": 2},
     frozen={"out": "output"},

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import recycle
 from agents import regression
 from agents.regression import Args, Stream
 
@@ -61,6 +62,22 @@ def test_side_by_side_is_what_each_would_learn_alone():
             optimizer.step()
     assert torch.allclose(net[0].weight[5:10, :, 0], alone[0].weight, atol=1e-5)
     assert not torch.allclose(net[0].weight[:5, :, 0], alone[0].weight, atol=1e-2)
+
+
+def test_one_product_for_all_learners_is_the_convolution_in_groups():
+    net, bits = regression.learners(3), torch.rand(4, 60, 1)
+    plain = nn.Sequential(nn.Conv1d(60, 15, 1, groups=3), nn.ReLU(), nn.Conv1d(15, 3, 1, groups=3))
+    plain.load_state_dict(net.state_dict())
+    outputs = [each(bits) for each in (net, plain)]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for output in outputs:
+        output.square().sum().backward()
+    for mine, its in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, its.grad, atol=1e-5)
+    graphs = [recycle.trace(each, lambda each=each: each(bits)) for each in (net, plain)]
+    assert [str(graph) for graph in graphs] == [str(graphs[0])] * 2 and len(graphs[0]) == 3
+    assert not any(group.why_not_foldable for group in graphs[0])
+    assert not recycle.Recycler(graphs[0], recycle.find("monitor")()).tracker.unobserved
 
 
 @pytest.mark.parametrize("arm", regression.ARMS)
