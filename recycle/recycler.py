@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,6 +24,7 @@ from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.injection import inject
 from recycle.interventions import Deepen, Inject, Intervention, Renew
 from recycle.jumps import Jumps
+from recycle.kinds import check_arguments
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_together
@@ -32,7 +34,7 @@ from recycle.nursery import answers_of
 from recycle.proof import difference, tolerance
 from recycle.report import GroupReport, Report, after
 from recycle.stats import Stats
-from recycle.surgery import all_or_none, apply, check
+from recycle.surgery import all_or_none, apply, check, check_holders
 from recycle.track import Tracker, peak
 
 AnyMethod: TypeAlias = Method | NetworkMethod
@@ -95,6 +97,11 @@ class Recycler:
         probe: Callable[[], Any] | None = None,
         loss: Callable[[], Tensor] | None = None,
     ) -> None:
+        check_arguments(
+            Recycler.__init__, "Recycler", graph=graph, init=init, generator=generator, warmup=warmup,
+            cooldown=cooldown, cap=cap, sample_every=sample_every, certify=certify, probe=probe, loss=loss,
+        )  # fmt: skip
+        check_holders(optimizers, targets)
         self.method = method
         for each in self.methods:
             _check_method(each)
@@ -245,6 +252,9 @@ class Recycler:
             name: of the quantity.
             value: a number, or a tensor that holds one; a tensor is not waited for.
         """
+        check_arguments(Recycler.record, "record", name=name)
+        if not isinstance(value, (int, float, np.number)) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise TypeError(f"record takes a number, or a tensor that holds one, got {name}={value!r}")
         count, total = self._recorded.get(name, (0, 0.0))
         self._recorded[name] = count + 1, total + (value.detach() if isinstance(value, Tensor) else value)
 
@@ -605,11 +615,22 @@ class Recycler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where :meth:`state_dict` was taken.
+        """Continue exactly where :meth:`state_dict` was taken, or change nothing.
 
         Raises:
-            ValueError: the state belongs to other groups.
+            ValueError: the state belongs to other groups, or is none.
         """
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except Exception as error:
+            self._load(before)
+            if isinstance(error, ValueError):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"the state is not what state_dict() of such a Recycler returned ({what})") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.tracker.load_state_dict(state["tracker"])
         self.events, self._windows = int(state["events"]), int(state["windows"])
         self.deepened = int(state.get("deepened", 0))

@@ -14,7 +14,9 @@ SOURCES = sorted([*(ROOT / "recycle").rglob("*.py"), *(ROOT / "agents").rglob("*
 
 # From the ground up; a module may import from its own floor and from those below.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"recycle.names", "recycle.graph", "recycle.labels", "recycle.firing", "recycle.injected"}),
+    frozenset(
+        {"recycle.names", "recycle.kinds", "recycle.graph", "recycle.labels", "recycle.firing", "recycle.injected"}
+    ),
     frozenset({"recycle.response", "recycle.activations", "recycle.growth_sample", "recycle.natural_gradient"}),
     frozenset(
         {
