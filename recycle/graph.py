@@ -323,7 +323,7 @@ class Graph:
         return len(self._groups)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._groups
+        return isinstance(name, str) and name in self._groups
 
     def __getitem__(self, name: str) -> UnitGroup:
         check_arguments(Graph.__getitem__, "graph[name]", name=name)
