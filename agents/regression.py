@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.callback import build_method
-from agents.checks import chosen
+from agents.checks import chosen, writable
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
 from agents.statistics import band, estimate, paired_difference
@@ -174,6 +174,7 @@ def _compare(args: Args) -> None:
             f"--seeds, --workers and --flip must be at least 1, --examples a multiple of {BINS} x flip: "
             f"got {args.seeds}, {args.workers}, {args.flip}, {args.examples}"
         )
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = {arm: kept for arm in args.arms if (kept := _load(folder, arm, args)) is not None}

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, pad
 
-from agents.checks import at_least, chosen
+from agents.checks import at_least, chosen, writable
 from agents.figure import COLOURS, FAINT, PLAIN
 from recycle.folding import Creases, Direction, Mistakes, boundary, fold
 
@@ -251,6 +251,7 @@ def compare(args: Args) -> None:
     """
     chosen("--tasks", args.tasks, TASKS)
     at_least(args, seeds=1, networks=1, steps=1, workers=1)
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(name, seed) for name in args.tasks for seed in range(args.seeds)]

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import recycle
-from agents.checks import at_least
+from agents.checks import at_least, writable
 from agents.figure import COLOURS, FAINT, PLAIN
 from agents.statistics import Estimate, band, estimate, paired_difference
 from recycle.methods.senn import SelfExpanding
@@ -81,6 +81,7 @@ class Args:
 def compare(args: Args) -> None:
     """Run what is missing, then print the table and draw the figure."""
     _check(args)
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(examples, seed) for seed in range(args.seeds) for examples in args.examples]

@@ -145,7 +145,8 @@ def plausible(name: str, hint: str, world: World) -> list[Any]:
         "targets": [[(world.target, 0.5)], [(world.target, 1.0)], [(world.other, 0.5)], [world.target],
                     [(world.target, math.nan)], [(world.target, 2)], [(world.target,)]],
         "generator": [torch.Generator().manual_seed(1), None],
-        "method": [recycle.METHODS[name]() for name in ("monitor", "redo", "l2_init")] + ["redo", recycle.METHODS["redo"]],
+        "method": [recycle.METHODS[name]() for name in ("monitor", "redo", "l2_init")] + ["redo",
+                   recycle.METHODS["redo"]],
         "module": [world.net, world.other],
         "calls": [lambda: world.net(world.x), lambda: world.other(world.x)],
         "call": [world.net, world.other, lambda x: x, lambda x: world.net(x.unsqueeze(3))],
@@ -155,7 +156,8 @@ def plausible(name: str, hint: str, world: World) -> list[Any]:
         "state": [world.state, {}, world.state | {"tracker": {}}, world.state | {"generator": 1},
                   {k: v for k, v in world.state.items() if k != "parent"}, world.state | {"events": "x"}],
         "loss": [lambda: world.net(world.x).sum(), None], "probe": [lambda: world.net(world.x), None],
-        "name": ["0", "2", "4", "redo", "split", "0.weight"], "names": ["redo", "redo+l2_init", ["split"], "redo+split"],
+        "name": ["0", "2", "4", "redo", "split", "0.weight"], "names": ["redo", "redo+l2_init", ["split"],
+                 "redo+split"],
         "when": ["rank:0.5", "every:2", "plateau:loss,1", "score", Every(1), Rank(), Plateau(), Score()],
         "by": [recycle.METHODS["gradmax"](), recycle.METHODS["redo"](), recycle.METHODS["senn"]()],
         "units": [[0], [1, 2]], "parents": [[0], [0, 1]], "into": [[2], [1, 2], None], "means": [[0.5], [0.0, 1.0]],
@@ -186,7 +188,7 @@ def subjects() -> dict[str, Callable[[World], Callable[..., Any]]]:
         recycle.Recycler: lambda world: world.recycler,
     }
     for kind, of in held.items():
-        for name, method in inspect.getmembers(kind, inspect.isfunction):
+        for name, _ in inspect.getmembers(kind, inspect.isfunction):
             fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else ()
             if name not in fields and (not name.startswith("_") or name in ("__getitem__", "__contains__")):
                 found[f"{kind.__name__}.{name}"] = lambda world, of=of, name=name: getattr(of(world), name)
@@ -250,21 +252,23 @@ def check(draw: st.DrawFn, held: list[World], counts: Counter[str]) -> None:
     given, named = arguments(draw, call, world)
     shown = f"{name}(*{given!r}, **{named!r})"
     counts["calls"] += 1
+    problem = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             made = call(*given, **named)
         except Exception as error:
             counts["refused"] += 1
-            problem = why_not_ours(error) or world.changed()
-            assert not problem, f"{shown} ends in {type(error).__name__}: {error}\n{problem}"
+            if problem := why_not_ours(error) or world.changed():
+                problem = f"{shown} ends in {type(error).__name__}: {error}\n{problem}"
         else:
             try:
                 use(made, world)
             except Exception as error:
                 counts["refused later"] += 1
-                problem = why_not_ours(error)
-                assert not problem, f"{shown} was made, and ends in {type(error).__name__}: {error}\n{problem}"
+                if problem := why_not_ours(error):
+                    problem = f"{shown} was made, and ends in {type(error).__name__}: {error}\n{problem}"
+    assert not problem, problem
     held[0] = world.restored()
 
 
