@@ -27,6 +27,16 @@ def at_least(args: object, **least: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {number}, got {value}")
 
 
+def threads(count: int | None) -> None:
+    """Refuse a number of threads that torch cannot have.
+
+    Raises:
+        ValueError: it is none; None is torch's own choice.
+    """
+    if count is not None and not 1 <= count <= 4096:
+        raise ValueError(f"--num-threads must be at least 1 and at most 4096, got {count}")
+
+
 def chosen(option: str, given: Sequence[str], known: Collection[str]) -> None:
     """Refuse a list of names that is empty, or in which one is unknown or comes twice.
 

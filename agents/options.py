@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.algorithms import algorithm
-from agents.checks import at_least
+from agents.checks import at_least, threads
 from agents.command_line import pairs, words, written
 
 Pairs = tuple[str, ...]
@@ -122,11 +122,12 @@ def check(args: Args) -> None:
     algorithm(args.algo)
     if args.n < 1:
         raise ValueError(f"--n-timesteps must be at least 1, got {args.n}")
-    at_least(args, every=1, n_envs=1, eval_episodes=1, keep=1, num_threads=1)
+    at_least(args, every=1, n_envs=1, eval_episodes=1, keep=1)
+    threads(args.num_threads)
     at_least(args, eval_freq=0, save_freq=0, seed=0, warmup=0, cooldown=0)
-    for name, most in {"n": MOST_STEPS, "seed": 2**32 - 1 - args.n_envs, "n_envs": 4096, "num_threads": 4096}.items():
+    for name, most in {"n": MOST_STEPS, "seed": 2**32 - 1 - args.n_envs, "n_envs": 4096}.items():
         value = getattr(args, name)
-        if value is not None and value > most:
+        if value > most:
             raise ValueError(f"--{'n-timesteps' if name == 'n' else name.replace('_', '-')} is at most {most}: {value}")
     if "/" in args.method or "\0" in args.method + args.env:
         raise ValueError(f"--method and --env become part of a folder's name, got {args.method!r} and {args.env!r}")

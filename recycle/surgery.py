@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import optimizers as optimizer_state
-from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, resizes
+from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, born, resizes
 from recycle.fresh import Init
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
 from recycle.junction import Junction
 from recycle.kinds import check_arguments
 from recycle.nursery import Evidence, add_constant, overwrite, raise_units
 from recycle.resize import FEWEST, resized, with_more, without
+
+MOST_NEWBORNS = 2**20
+"""More would be a slip of the hand, and fill the memory before anything could be said about it."""
 
 
 @torch.no_grad()
@@ -172,6 +175,8 @@ def check_holders(optimizers: Sequence[Optimizer], targets: Sequence[tuple[nn.Mo
 def _refuse_size(edit: Edit, group: UnitGroup) -> None:
     if group.why_fixed:
         raise NotRecyclable(f"group {group.name!r} cannot change its width: {group.why_fixed}")
+    if born(edit) > MOST_NEWBORNS:
+        raise NotRecyclable(f"{type(edit).__name__} adds at most {MOST_NEWBORNS:,} units at once, got {born(edit):,}")
     if group.width - len(edit.slots) < FEWEST:
         raise NotRecyclable(
             f"{type(edit).__name__} would leave {group.width - len(edit.slots)} of the {group.width} units of "

@@ -228,7 +228,10 @@ def why_not_ours(error: BaseException) -> str:
 
 
 def use(made: Any, world: World) -> None:
-    """What somebody does with an edit, a method or a recycler that could be made."""
+    """What somebody does with an edit, a method or a recycler that could be made; not what would take hours."""
+    counts = vars(made).values() if dataclasses.is_dataclass(made) else ()
+    if not isinstance(made, recycle.Edit) and any(isinstance(each, int) and each > 1000 for each in counts):
+        return
     if isinstance(made, recycle.Edit):
         recycle.apply(made, world.graph["0"], optimizers=[world.optimizer], targets=[(world.target, 0.5)])
     elif dataclasses.is_dataclass(made) and (hasattr(made, "on_networks") or hasattr(made, "needs")):
