@@ -21,6 +21,7 @@ from torch import nn
 import recycle
 from agents import costs, scaling
 from agents.callback import RecycleCallback, build_methods
+from agents.checks import at_least, threads
 from agents.command_line import reported
 from agents.inside import inside
 from agents.networks import networks_of
@@ -111,7 +112,8 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
     Two equal runs differ by several per cent on most machines. "Inside the callback" is the steadier figure: the part
     of a ``learn`` that its hooks and events take, by their own clock; what they do to caches is only in the ratio.
     """
-    _positive(args, "pairs", "steps", "num_threads")
+    at_least(args, pairs=1, steps=1)
+    threads(args.num_threads)
     build_methods(args.method)
     torch.set_num_threads(args.num_threads)
     cases: dict[str, Callable[[], BaseAlgorithm]] = {
@@ -157,7 +159,8 @@ def overhead(args: Overhead) -> dict[str, list[float]]:
 
 def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
     """Print what watching and events of each method cost on each network; returns the costs."""
-    _positive(args, "pairs", "num_threads")
+    at_least(args, pairs=1)
+    threads(args.num_threads)
     chosen = args.method or tuple(recycle.METHODS)
     for name in chosen:
         build_methods(name)
@@ -178,12 +181,6 @@ def methods(args: Methods) -> dict[tuple[str, str], costs.MethodCost]:
     console.print(table)
     console.print(METHOD_TERMS, style="dim")
     return found
-
-
-def _positive(args: object, *names: str) -> None:
-    for name in names:
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
 
 
 def trace(args: Trace) -> dict[str, scaling.Cost]:

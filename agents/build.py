@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
@@ -18,14 +16,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 
 from agents.algorithms import CONTINUOUS, DISCRETE, algorithm
 from agents.checkpoint import policy_weights
+from agents.checks import blamed
 from agents.command_line import pairs
 from agents.elastic import optimizers_of, remember_widths
-from agents.envs import make_env
+from agents.envs import make_env, parse
 from agents.envs.snapshot import Snapshot
+from agents.hyperparameters import hyperparameters, policy_arguments
 from agents.layered import layered, layered_kwargs
 from agents.networks import networks_of
 from agents.options import Args
-from recycle.names import did_you_mean
 from recycle.resize import reshape
 
 
@@ -38,6 +37,34 @@ def _check_observations(space: spaces.Space[Any]) -> None:
                 "stable-baselines3 reads Box, Discrete, MultiDiscrete and MultiBinary observation spaces, and a flat "
                 f"Dict of them, got {space}. Wrap the environment so that it gives one of these"
             )
+
+
+def import_package(name: str) -> None:
+    """Import a module that registers environments.
+
+    Raises:
+        ValueError: its name is none.
+        ImportError: there is no such module.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"--gym-packages takes names of modules, such as my_package.envs, got {name!r}")
+    importlib.import_module(name)
+
+
+def change_points(args: Args) -> list[int]:
+    """The steps at which the task of a run changes.
+
+    Raises:
+        ValueError: the schedule is none, or changes more often than a run's folder can tell.
+    """
+    schedule = parse(args.change, args.seed)
+    interval = getattr(schedule, "interval", getattr(schedule, "mean_interval", args.n))
+    if args.n // interval > MOST_CHANGES:
+        raise ValueError(f"--change {args.change} is {args.n // interval} changes in {args.n} steps: make them fewer")
+    return schedule.change_points(args.n)
+
+
+MOST_CHANGES = 1_000_000
 
 
 def vec_env(args: Args, *, evaluation: bool = False) -> VecEnv:
@@ -59,18 +86,19 @@ def _one_env(
     args: Args, env_kwargs: dict[str, Any], drift_kwargs: dict[str, Any], rank: int, evaluation: bool
 ) -> Snapshot:
     for package in args.gym_packages:
-        importlib.import_module(package)
-    env = make_env(
-        args.env,
-        env_kwargs=env_kwargs,
-        drift=args.drift,
-        drift_kwargs=drift_kwargs,
-        change=args.change,
-        seed=args.seed,
-        n_envs=args.n_envs,
-        rank=rank,
-        frozen=evaluation,
-    )
+        import_package(package)
+    with blamed(f"--env {args.env} --env-kwargs {env_kwargs} --drift-kwargs {drift_kwargs}"):
+        env = make_env(
+            args.env,
+            env_kwargs=env_kwargs,
+            drift=args.drift,
+            drift_kwargs=drift_kwargs,
+            change=args.change,
+            seed=args.seed,
+            n_envs=args.n_envs,
+            rank=rank,
+            frozen=evaluation,
+        )
     _check_observations(env.observation_space)
     return Snapshot(Monitor(env))
 
@@ -120,20 +148,7 @@ def new_model(args: Args, env: VecEnv) -> BaseAlgorithm:
         ValueError: an option does not fit the algorithm or the environment.
     """
     kind = algorithm(args.algo)
-    given = pairs(args.hyperparams)
-    known = [n for n in inspect.signature(kind.__init__).parameters if n not in _SET_BY_US and n[0] != "_"]
-    defaults = inspect.signature(kind.__init__).parameters
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"{args.algo} has no hyperparameter {name!r}: {did_you_mean(name, known)}")
-        default = defaults[name].default
-        if isinstance(default, (int, float)) and isinstance(value, str):
-            raise ValueError(f"{args.algo}'s {name} is a number (by default {default}), got {value!r}")
-        if type(default) is int and isinstance(value, float) and value.is_integer():
-            given[name] = int(value)  # batch_size:1e3
-    policy_kwargs = pairs(args.policy_kwargs)
-    if isinstance(policy_kwargs.get("activation_fn"), str):
-        policy_kwargs["activation_fn"] = _activation(policy_kwargs["activation_fn"])
+    given = hyperparameters(args.algo, kind, pairs(args.hyperparams))
     _check_actions(args.algo, env.action_space)
     if args.algo == "maskable_ppo" and not env.has_attr("action_masks"):
         raise ValueError(
@@ -142,24 +157,23 @@ def new_model(args: Args, env: VecEnv) -> BaseAlgorithm:
         )
     policy = _policy(env.observation_space, "Lstm" * (args.algo == "recurrent_ppo"))
     policy = policy if args.policy == "auto" else args.policy
+    policy_kwargs = policy_arguments(args.algo, kind, policy, pairs(args.policy_kwargs))
     if args.layer_norm or args.crelu:
         policy_kwargs |= layered_kwargs(kind, policy, layer_norm=args.layer_norm, crelu=args.crelu)
-    model = kind(
-        layered if args.layer_norm or args.crelu else policy,  # type: ignore[arg-type]
-        env,
-        seed=args.seed,
-        device=args.device,
-        policy_kwargs=policy_kwargs or None,
-        verbose=args.verbose,
-        **given,
-    )
+    with blamed(f"{args.algo} cannot be built with --hyperparams {given} and --policy-kwargs {policy_kwargs}"):
+        model = kind(
+            layered if args.layer_norm or args.crelu else policy,  # type: ignore[arg-type]
+            env,
+            seed=args.seed,
+            device=args.device,
+            policy_kwargs=policy_kwargs or None,
+            verbose=args.verbose,
+            **given,
+        )
     for network in networks_of(model) if args.weight_decay else ():
         for group in (group for optimizer in network.optimizers for group in optimizer.param_groups):
             group["weight_decay"] = args.weight_decay  # optimizer_kwargs would drop SB3's own eps, and A2C's optimizer
     return model
-
-
-_SET_BY_US = {"self", "policy", "env", "seed", "device", "policy_kwargs", "verbose", "tensorboard_log"}
 
 
 def _policy(space: spaces.Space[Any], memory: str = "") -> str:
@@ -172,10 +186,3 @@ def _check_actions(algo: str, space: spaces.Space[Any]) -> None:
     for names, kind in ((CONTINUOUS, spaces.Box), (DISCRETE, spaces.Discrete)):
         if algo in names and not isinstance(space, kind):
             raise ValueError(f"{algo} needs a {kind.__name__} action space, the environment has {space}; ppo takes any")
-
-
-def _activation(name: str) -> type[torch.nn.Module]:
-    layers = {k.lower(): v for k, v in vars(torch.nn.modules.activation).items() if isinstance(v, type)}
-    if name.lower() not in layers:
-        raise ValueError(f"torch.nn has no activation {name!r}: {did_you_mean(name, layers)}")
-    return layers[name.lower()]

@@ -31,6 +31,7 @@ from agents.networks import Network, evaluating, networks_of
 from agents.observations import recent
 from recycle import Graph, Recycler, Report
 from recycle.interventions import Inject
+from recycle.kinds import check_arguments
 from recycle.methods.grow import Growth
 from recycle.methods.plasticity_injection import PlasticityInjection
 from recycle.methods.together import check_together, joined
@@ -102,7 +103,14 @@ class RecycleCallback(BaseCallback):
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
+        check_arguments(
+            RecycleCallback.__init__, "RecycleCallback", every=every, warmup=warmup, cooldown=cooldown, cap=cap,
+            sample_every=sample_every, include=_listed(include), exclude=_listed(exclude), jumps=jumps, edits=edits,
+            seed=seed, verbose=verbose,
+        )  # fmt: skip
         super().__init__(verbose)
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"a seed is 0 or more, and below 2**63, got {seed}")
         if every < 1 or warmup < 0:
             raise ValueError(
                 f"every and warmup count environment steps: every >= 1, warmup >= 0, got {every}, {warmup}"
@@ -418,11 +426,11 @@ def _kinds(method: AnyMethod | Sequence[AnyMethod]) -> list[type]:
     return [type(each) for each in (method if isinstance(method, (list, tuple)) else [method])]
 
 
-def _listed(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else [names] if isinstance(names, str) else list(names)
+def _listed(names: Sequence[str] | None) -> Sequence[str] | None:
+    return None if names is None else [names] if isinstance(names, str) else names
 
 
-def _chosen(graphs: Mapping[str, Graph], include: list[str] | None, exclude: list[str]) -> dict[str, Graph]:
+def _chosen(graphs: Mapping[str, Graph], include: Sequence[str] | None, exclude: Sequence[str]) -> dict[str, Graph]:
     """The groups to watch in each network, without networks that have none; a name need be known to one network."""
     for name in (*(include or ()), *exclude):
         if not any(graph.knows(name) for graph in graphs.values()):
@@ -442,6 +450,7 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
 
     ``print(attach(model)["policy"].report())`` after some training shows the health of every layer.
     """
+    check_arguments(attach, "attach", model=model, sample_every=sample_every)
     found = {}
     for network in networks_of(model):
         graph = network.trace()
@@ -466,12 +475,15 @@ def build_methods(
         ValueError: no such method (with a suggestion), an option that it does not have, or methods that do not go
             together.
     """
+    check_arguments(build_methods, "a Recycler", names=names, options=options)
     named = names.split("+") if isinstance(names, str) else list(names)
+    if not named:
+        raise ValueError("name a method, such as split; monitor only watches")
     if len(named) == 1:
         return build_method(named[0], options)
     own: dict[str, dict[str, Any]] = {name: {} for name in named}
     for key, value in (options or {}).items():
-        name, dot, option = key.rpartition(".")
+        name, dot, option = str(key).rpartition(".")
         if not dot and key in own and isinstance(value, Mapping):
             own[key].update(value)
         elif dot and name in own:
@@ -490,11 +502,18 @@ def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMeth
         ValueError: no such method (with a suggestion), or an option that it does not have.
     """
     kind = recycle.find(name)
+    given = dict(options or {})
+    if is_dataclass(kind):
+        known = [f.name for f in fields(kind) if f.init]
+        for option in given:
+            if option not in known:
+                raise ValueError(f"method {name!r} has no option {option!r}: {did_you_mean(str(option), known)}")
     try:
-        built: AnyMethod = kind(**dict(options or {}))
+        built: AnyMethod = kind(**given)
     except TypeError as error:
-        known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
-        raise ValueError(f"method {name!r} has the options {known or 'none'}, got {dict(options or {})}") from error
+        raise ValueError(f"method {name!r} cannot be made with the options {given}: {error}") from error
+    if not (callable(built) or hasattr(built, "on_networks")):
+        raise ValueError(f"{name!r} makes a {type(built).__name__}, which is no method. Name a class of methods")
     return built
 
 

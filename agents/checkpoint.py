@@ -140,6 +140,8 @@ def policy_weights(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the file holds none.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"no such file: {path}. Pass a model.zip or a checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             found: dict[str, torch.Tensor] = _tensors(archive, "policy.pth")

@@ -11,11 +11,16 @@ from typing import Any
 import gymnasium as gym
 import yaml
 
-MISTAKES = (
-    ValueError, TypeError, KeyError, OSError, ImportError, AssertionError, NotImplementedError, RuntimeError,
-    gym.error.Error,
-)  # fmt: skip
-"""What a wrong option ends in, here or inside gymnasium, stable-baselines3 and torch."""
+MISTAKES = (ValueError, OSError, ImportError, gym.error.Error)
+"""What a wrong option ends in. Anything else is a mistake of ours, and its traceback tells where."""
+
+
+class Broken(RuntimeError):
+    """A run broke off for a reason outside of this package: a full disk, an environment, a device.
+
+    Args:
+        message: what went wrong, and how to go on.
+    """
 
 
 class Stopped(Exception):
@@ -31,37 +36,42 @@ class Stopped(Exception):
         self.code = code
 
 
-def reported(command: Callable[[], None]) -> int:
-    """Run a command. Returns 0, or 2 after one line on stderr that says what was wrong; 130 if interrupted."""
+def reported(command: Callable[[], int | None]) -> int:
+    """Run a command. Returns its code, or 2 after one line on stderr that says what was wrong; 130 if interrupted."""
     try:
-        command()
+        return command() or 0
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("interrupted; what was logged so far is kept", file=sys.stderr)
         return 130
-    except MISTAKES as error:
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(f"error: {' '.join(text.split()) or type(error).__name__}", file=sys.stderr)
+    except (*MISTAKES, Broken) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    return 0
+
+
+def one_line(error: Exception) -> str:
+    """What a user is told of an error."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def pairs(words: Sequence[str]) -> dict[str, Any]:
     """``["noise:0.1", "parent:random"]`` as ``{"noise": 0.1, "parent": "random"}``.
 
     Raises:
-        ValueError: a word has no colon.
+        ValueError: a word has no colon, or a key comes twice.
     """
     found: dict[str, Any] = {}
     for word in words:
         key, colon, value = word.partition(":")
         if not colon or not key:
             raise ValueError(f"expected key:value, got {word!r}. Write for example noise:0.01")
+        if key in found:
+            raise ValueError(f"{key!r} is given twice, the second time as {word!r}. Leave one out")
         try:
             found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             found[key] = value
     return found
 
@@ -76,7 +86,7 @@ def written(value: Any) -> Any:
     if isinstance(value, str):
         try:
             ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return value
         return repr(value)
     try:

@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agents.command_line import reported
 from agents.figure import COLOURS, FAINT, PLAIN, destination, save, title
 from agents.results import BadRun, Curve, Experiment, Run, find_runs, read_run
 from agents.statistics import Estimate, Floats, estimate, paired_difference
 from agents.summary import arms, task_returns
+from recycle.names import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,25 +68,24 @@ class Line:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables and write the figure; 0, or 2 after one line on stderr for bad input."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.compare")
+    return reported(lambda: _show(args))
+
+
+def _show(args: Args) -> None:
     console = Console(width=max(Console().width, 150))
-    try:
-        out = destination(args.runs, args.out, "comparison.png")
-        runs = [run for path in find_runs(args.runs) if (run := read_run(path)).finished and len(run.episodes)]
-        if not runs:
-            raise BadRun("no finished run found. Let one finish, or look at unfinished ones with agents.plot.")
-        compared = compare(runs, args.against)
-        for experiment, lines in compared.items():
-            heading = " · ".join(filter(None, (experiment.algo.upper(), experiment.env, experiment.drift)))
-            console.print(heading, markup=False, highlight=False, style="bold")
-            console.print(table(lines, args.against))
-        console.print(TERMS, markup=False, highlight=False, style="dim")
-        found = arms(runs)
-        save(draw({title(e, found[e]): lines for e, lines in compared.items()}, args.against), out)
-    except (BadRun, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    out = destination(args.runs, args.out, "comparison.png")
+    runs = [run for path in find_runs(args.runs) if (run := read_run(path)).finished and len(run.episodes)]
+    if not runs:
+        raise BadRun("no finished run found. Let one finish, or look at unfinished ones with agents.plot.")
+    compared = compare(runs, args.against)
+    for experiment, lines in compared.items():
+        heading = " · ".join(filter(None, (experiment.algo.upper(), experiment.env, experiment.drift)))
+        console.print(heading, markup=False, highlight=False, style="bold")
+        console.print(table(lines, args.against))
+    console.print(TERMS, markup=False, highlight=False, style="dim")
+    found = arms(runs)
+    save(draw({title(e, found[e]): lines for e, lines in compared.items()}, args.against), out)
     print(f"figure: {out}")
-    return 0
 
 
 def compare(runs: Sequence[Run], against: str) -> dict[Experiment, list[Line]]:
@@ -96,7 +97,7 @@ def compare(runs: Sequence[Run], against: str) -> dict[Experiment, list[Line]]:
     compared = {}
     for experiment, found in arms(runs).items():
         if against not in found:
-            raise BadRun(f"no finished run of the arm {against!r} in {experiment.env}: choose of {', '.join(found)}.")
+            raise BadRun(f"no finished run of the arm {against!r} in {experiment.env}: {did_you_mean(against, found)}.")
         baseline = {run.seed: run for run in found[against]}
         lines = [_line(arm, of_arm, None if arm == against else baseline) for arm, of_arm in found.items()]
         compared[experiment] = sorted(lines, key=lambda line: -line.returns.value)

@@ -12,6 +12,7 @@ from torch import nn
 from agents.elastic import optimizers_of, remember_widths, said_by_net_arch
 from agents.networks import Network
 from recycle.deepening import Insertion, insert_again
+from recycle.kinds import check_arguments
 
 
 def remember_depth(model: BaseAlgorithm, made: Sequence[tuple[Network, Insertion]]) -> None:
@@ -28,6 +29,7 @@ def remember_depth(model: BaseAlgorithm, made: Sequence[tuple[Network, Insertion
         made: what :func:`recycle.deepen` returned for each network of :func:`agents.networks_of`, in order, since the
             last call.
     """
+    check_arguments(remember_depth, "remember_depth", model=model, made=made)
     if not said_by_net_arch(model):
         kwargs = dict(model.policy_kwargs)
         kwargs.pop("shapes", None)

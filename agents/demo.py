@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents import compare, plot
+from agents.checks import at_least, chosen, writable
+from agents.command_line import reported
 from agents.jobs import Job
 from agents.runs import run_folder
 
@@ -117,16 +119,23 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the table and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.demo")
+    return reported(lambda: run(args))
+
+
+def run(args: Args) -> int:
+    """Run what is missing, then the table and the figure; returns the exit code.
+
+    Raises:
+        ValueError: an option is out of range, or names what is not there.
+    """
     arms = tuple(ARMS) if args.arms == ("all",) else args.arms
-    for given, known in ((args.algos, TASKS), (arms, ARMS)):
-        wrong = [word for word in given if word not in known]
-        if wrong:
-            print(f"error: there are {', '.join(known)}, got {', '.join(wrong)}", file=sys.stderr)
-            return 2
+    chosen("--algos", args.algos, TASKS)
+    chosen("--arms", arms, ARMS)
+    at_least(args, seeds=1, workers=1)
+    writable(args.log_folder)
     lacking = [arm for arm in arms if ARMS[arm].after not in (None, *arms)]
     if lacking:
-        print(f"error: {lacking[0]} reads what {ARMS[lacking[0]].after} writes: name both", file=sys.stderr)
-        return 2
+        raise ValueError(f"{lacking[0]} reads what {ARMS[lacking[0]].after} writes: name both")
     jobs = list(_jobs(args, arms))
     console = Console()
     failures = run_jobs([job for job in jobs if not job.finished], args.workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from stable_baselines3.common.utils import get_device, get_parameters_by_name
 from torch import nn
 from torch.optim import Optimizer
 
+from recycle.kinds import check_arguments
 from recycle.resize import reshape
 
 _STACKS = {
@@ -40,6 +42,7 @@ def remember_widths(model: BaseAlgorithm) -> None:
 
     The lists through which off-policy models copy BatchNorm statistics to their targets are made anew.
     """
+    check_arguments(remember_widths, "remember_widths", model=model)
     _find_statistics(model)
     kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("base_class", "shapes")}
     base = model.policy_kwargs.get("base_class", model.policy_class)
@@ -70,8 +73,14 @@ def load_policy(kind: type[BasePolicy], path: str | Path, device: torch.device |
     Raises:
         NotRecyclable: the saved tensors are not those of such a policy.
     """
+    check_arguments(load_policy, "load_policy", kind=kind, path=path, device=device)
     device = get_device(device)
-    saved = torch.load(path, map_location=device, weights_only=False)
+    try:
+        saved = torch.load(path, map_location=device, weights_only=False)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no saved policy: {error}") from error
+    if not isinstance(saved, dict) or not {"data", "state_dict"} <= saved.keys():
+        raise ValueError(f"{path} is no saved policy: pass what policy.save wrote")
     policy = kind(**saved["data"])
     reshape(policy, {name: tuple(t.shape) for name, t in saved["state_dict"].items()}, optimizers_of(policy))
     policy.load_state_dict(saved["state_dict"])

@@ -49,6 +49,8 @@ def destination(runs: Sequence[Path], out: Path | None, name: str) -> Path:
         importlib.import_module("matplotlib")
     except ImportError as error:
         raise BadRun("figures need matplotlib: pip install recycle-rl[plots]") from error
+    if not runs:
+        raise BadRun("expected folders of runs, got none. Name one, such as runs/.")
     path = out or Path(os.path.commonpath([path.absolute() for path in runs])) / name
     if path.suffix not in SUFFIXES or path.is_dir():
         raise BadRun(f"--out must be a file ending in {', '.join(SUFFIXES)}; got {path}.")

@@ -15,6 +15,9 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from agents import plot
+from agents.callback import build_methods
+from agents.checks import at_least, writable
+from agents.command_line import pairs, reported
 from agents.demo import ENV, run_jobs
 from agents.jobs import Job
 from agents.results import Run, read_run
@@ -66,6 +69,18 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the tables and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.growing")
+    return reported(lambda: run(args))
+
+
+def run(args: Args) -> int:
+    """Run what is missing, then the tables and the figure; returns the exit code.
+
+    Raises:
+        ValueError: an option is out of range, or there is no such method.
+    """
+    at_least(args, seeds=1, workers=1, steps=1)
+    build_methods(args.method, pairs(args.method_kwargs))
+    writable(args.log_folder)
     console = Console(width=max(Console().width, 170))
     seeds = range(args.seeds)
     first = [job for seed in seeds for job in (grown(args, seed), fixed(args, seed, NARROW, [START, START]))]

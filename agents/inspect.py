@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import recycle
 from agents.algorithms import ALGOS, algorithm_of
+from agents.build import import_package
+from agents.checks import blamed
 from agents.command_line import pairs, reported
 from agents.envs import make_env
 from agents.networks import Network, networks_of
@@ -91,8 +92,10 @@ def inspect(args: Args) -> list[Inspection]:
         raise ValueError(f"--seed and --task must be 0 or more, got {args.seed} and {args.task}")
     if args.task and not args.drift:
         raise ValueError(f"--task {args.task} says which task of a drift to look at; name the drift with --drift")
+    if args.seed + args.steps >= 2**32:
+        raise ValueError(f"--seed and --steps are below 2**32 together, got {args.seed} and {args.steps}")
     for package in args.gym_packages:
-        importlib.import_module(package)
+        import_package(package)
     env = _env(args)
     try:
         model = load(args.model, env)
@@ -126,19 +129,24 @@ def load(path: Path, env: VecEnv) -> BaseAlgorithm:
     kind = algorithm_of(data or {})
     if kind is None:
         raise ValueError(f"{path} was written by an algorithm that is not supported; known are {', '.join(ALGOS)}")
-    return kind.load(path, env=env, device="cpu")
+    with blamed(f"{path} cannot be loaded for this environment"):
+        return kind.load(path, env=env, device="cpu")
 
 
 def _env(args: Args) -> VecEnv:
     def build() -> Any:
-        env = make_env(
-            args.env,
-            env_kwargs=pairs(args.env_kwargs),
-            drift=args.drift,
-            drift_kwargs=pairs(args.drift_kwargs),
-            seed=args.seed,
-            frozen=True,
-        )
+        env_kwargs, drift_kwargs = pairs(args.env_kwargs), pairs(args.drift_kwargs)
+        with blamed(
+            f"--env {args.env} with {env_kwargs} and the drifts {' '.join(args.drift) or 'none'} {drift_kwargs}"
+        ):
+            env = make_env(
+                args.env,
+                env_kwargs=env_kwargs,
+                drift=args.drift,
+                drift_kwargs=drift_kwargs,
+                seed=args.seed,
+                frozen=True,
+            )
         if args.drift:
             env.get_wrapper_attr("set_task")(args.task)
         return env

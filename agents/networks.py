@@ -23,6 +23,7 @@ import recycle
 from agents.observations import BATCH, Box, box, observations, sample
 from recycle import Graph, Report, Reset, Split
 from recycle.fresh import Init
+from recycle.kinds import check_arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ def networks_of(model: BaseAlgorithm) -> list[Network]:
     Raises:
         ValueError: the algorithm is not supported.
     """
+    check_arguments(networks_of, "networks_of", model=model)
     policy = model.policy
     for name in ("q_net", "quantile_net"):
         if hasattr(policy, f"{name}_target"):

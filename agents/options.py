@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.algorithms import algorithm
+from agents.checks import at_least, threads
 from agents.command_line import pairs, words, written
 
 Pairs = tuple[str, ...]
@@ -121,26 +122,21 @@ def check(args: Args) -> None:
         ValueError: an option is out of range, or does not go with another.
     """
     algorithm(args.algo)
-    counts = {
-        "n-timesteps": args.n,
-        "every": args.every,
-        "sample-every": args.sample_every,
-        "n-envs": args.n_envs,
-        "eval-episodes": args.eval_episodes,
-        "keep": args.keep,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    for name, value in {"eval-freq": args.eval_freq, "save-freq": args.save_freq, "seed": args.seed}.items():
-        if value < 0:
-            raise ValueError(f"--{name} must be 0 or more, got {value}")
+    if args.n < 1:
+        raise ValueError(f"--n-timesteps must be at least 1, got {args.n}")
+    at_least(args, every=1, sample_every=1, n_envs=1, eval_episodes=1, keep=1)
+    threads(args.num_threads)
+    at_least(args, eval_freq=0, save_freq=0, seed=0, warmup=0, cooldown=0)
+    for name, most in {"n": MOST_STEPS, "seed": 2**32 - 1 - args.n_envs, "n_envs": 4096}.items():
+        value = getattr(args, name)
+        if value > most:
+            raise ValueError(f"--{'n-timesteps' if name == 'n' else name.replace('_', '-')} is at most {most}: {value}")
+    if "/" in args.method or "\0" in args.method + args.env:
+        raise ValueError(f"--method and --env become part of a folder's name, got {args.method!r} and {args.env!r}")
     if not 0 <= args.save_minutes < float("inf"):
         raise ValueError(f"--save-minutes must be 0 or more, got {args.save_minutes}")
     if not 0 <= args.weight_decay < float("inf"):
         raise ValueError(f"--weight-decay must be 0 or more, got {args.weight_decay}")
-    if args.num_threads is not None and args.num_threads < 1:
-        raise ValueError(f"--num-threads must be at least 1, got {args.num_threads}")
     if args.tag is not None and not re.fullmatch(r"[\w.+-]+", args.tag):
         raise ValueError(f"--tag becomes part of a folder's name: letters, digits, . + - and _ only, got {args.tag!r}")
     if args.algo != "dqn" and (args.clear_buffer or args.restart_exploration):
@@ -148,6 +144,9 @@ def check(args: Args) -> None:
     if not args.drift and (args.clear_buffer or args.restart_exploration):
         raise ValueError("--clear-buffer and --restart-exploration act at task changes: name what changes with --drift")
 
+
+MOST_STEPS = 2**53
+"""Above, step counts would no longer be exact in TensorBoard and tables."""
 
 FORMAT = 2
 """Of run folders: what ``config.yaml`` and checkpoints hold, and how. Raise it when an older one would be misread."""

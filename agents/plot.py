@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from agents.command_line import reported
 from agents.figure import FEWEST_POINTS, destination, draw, save, seed_count, shared_changes
 from agents.results import BadRun, Run, find_runs, read_run
 from agents.statistics import Floats, estimate
@@ -23,6 +24,7 @@ TERMS = (
     "dead: last measured fraction, mean over layers; recycled, re-died: units. "
     "All are IQMs over seeds; 95 % is the bootstrap interval of the later tasks."
 )
+MOST_POINTS = 100_000  # more than any figure has dots
 FEW_SEEDS = 5  # below, an interval is rough
 MOST_TASKS = 10  # columns of the second table
 TASK_OPTIONS = ("change", "drift_kwargs", "total_timesteps", "n_envs")
@@ -46,29 +48,28 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables and write the figure; 0, or 2 after one line on stderr for bad input."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.plot")
+    return reported(lambda: _show(args))
+
+
+def _show(args: Args) -> None:
     console = Console(width=max(Console().width, 100))  # rather a wrapped line than a number cut short
-    try:
-        if args.points < FEWEST_POINTS:
-            raise BadRun(f"--points must be at least {FEWEST_POINTS}, got {args.points}.")
-        out = destination(args.runs, args.out, "curves.png")
-        paths = find_runs(args.runs)
-        bar = tqdm(paths, desc="reading runs", unit="run", delay=1, disable=None, leave=False)
-        runs = [read_run(path) for path in bar]
-        begun = [run for run in runs if len(run.episodes)]
-        if not begun:
-            raise BadRun(f"{len(runs)} runs found, but no finished episode in any. Train for longer first.")
-        for heading, table in tables(summarise(begun, args.by)):
-            console.print(heading, markup=False, highlight=False, style="bold")
-            console.print(table)
-        console.print(TERMS, markup=False, highlight=False, style="dim")
-        for note in notes(runs, args.by):
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        save(draw(begun, by=args.by, points=args.points), out)
-    except (BadRun, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not FEWEST_POINTS <= args.points <= MOST_POINTS:
+        raise BadRun(f"--points must be at least {FEWEST_POINTS} and at most {MOST_POINTS}, got {args.points}.")
+    out = destination(args.runs, args.out, "curves.png")
+    paths = find_runs(args.runs)
+    bar = tqdm(paths, desc="reading runs", unit="run", delay=1, disable=None, leave=False)
+    runs = [read_run(path) for path in bar]
+    begun = [run for run in runs if len(run.episodes)]
+    if not begun:
+        raise BadRun(f"{len(runs)} runs found, but no finished episode in any. Train for longer first.")
+    for heading, table in tables(summarise(begun, args.by)):
+        console.print(heading, markup=False, highlight=False, style="bold")
+        console.print(table)
+    console.print(TERMS, markup=False, highlight=False, style="dim")
+    for note in notes(runs, args.by):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    save(draw(begun, by=args.by, points=args.points), out)
     print(f"figure: {out}")
-    return 0
 
 
 def tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:

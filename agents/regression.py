@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.callback import build_method
+from agents.checks import chosen, writable
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
 from agents.statistics import band, estimate, paired_difference
@@ -178,14 +179,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: Args) -> None:
-    wrong = [arm for arm in args.arms if arm not in ARMS]
-    if wrong or not args.arms:
-        raise ValueError(f"--arms takes {', '.join(ARMS)}, got {', '.join(wrong) or 'none of them'}")
+    chosen("--arms", args.arms, ARMS)
+    if not 0 < args.learning_rate < float("inf"):
+        raise ValueError(f"--learning-rate must be above 0 and finite, got {args.learning_rate}")
     if args.seeds < 1 or args.workers < 1 or args.flip < 1 or args.examples < 1 or args.examples % (BINS * args.flip):
         raise ValueError(
             f"--seeds, --workers and --flip must be at least 1, --examples a multiple of {BINS} x flip: "
             f"got {args.seeds}, {args.workers}, {args.flip}, {args.examples}"
         )
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = {arm: kept for arm in args.arms if (kept := _load(folder, arm, args)) is not None}

@@ -86,7 +86,10 @@ def read_args(folder: Path) -> Args:
         ValueError: the folder is of another version of this project, or damaged.
     """
     path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: expected options with their values")
     if "format" not in config:

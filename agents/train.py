@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import checkpoint, logs, runs
-from agents.build import close, load_weights, new_model, vec_env
+from agents.build import change_points, close, import_package, load_weights, new_model, vec_env
 from agents.callback import RecycleCallback
 from agents.checkpoint import Checkpoint
-from agents.command_line import MISTAKES, pairs, reported
+from agents.checks import blamed
+from agents.command_line import MISTAKES, Broken, one_line, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
-from agents.envs import parse
 from agents.options import Args, as_config, check
 from agents.saving import Checkpoints
 
@@ -112,11 +111,11 @@ class _Run:
 def _built(args: Args, folder: Path, saved: Checkpoint | None = None) -> Iterator[_Run]:
     """Environments, model and callbacks, where the checkpoint stands if there is one."""
     for package in args.gym_packages:
-        importlib.import_module(package)
+        import_package(package)
     if args.num_threads is not None:
         torch.set_num_threads(args.num_threads)
     _check_device(args.device)
-    changes = parse(args.change, args.seed).change_points(args.n) if args.drift else []
+    changes = change_points(args) if args.drift else []
     with contextlib.ExitStack() as stack:
         env = vec_env(args)
         stack.callback(close, env)
@@ -166,13 +165,16 @@ def _learn(run: _Run) -> None:
             )
         model.logger.close()
         runs.save_model(model, run.folder / "model.zip")
-    except (*MISTAKES, EOFError) as error:
-        what = "an environment's worker process has died" if isinstance(error, EOFError) else str(error)
-        raise RuntimeError(f"{what} (go on from the last checkpoint: {run.checkpoints.resume_command})") from error
+    except (*MISTAKES, RuntimeError, EOFError, MemoryError) as error:
+        what = "an environment's worker process has died" if isinstance(error, EOFError) else one_line(error)
+        raise Broken(f"{what} (go on from the last checkpoint: {run.checkpoints.resume_command})") from error
 
 
 def _check_device(name: str) -> None:
-    kind = torch.device("cpu" if name == "auto" else name).type  # refuses a name that is none
+    with blamed(f"--device {name}"):
+        kind = torch.device("cpu" if name == "auto" else name).type
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device must be cpu, cuda or auto, got {name!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch {torch.__version__} finds no GPU here. Pass --device cpu or auto")
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from recycle.graph import Graph, NotRecyclable, Observer
 from recycle.intervals import ELEMENTWISE, MAKES, RULES, Interval, Pair, Rule, settled
+from recycle.kinds import check_arguments
 from recycle.labels import tensors_in
 
 _POINTS = (0.0, 1.0, None, None)
@@ -55,6 +56,8 @@ def unit_bounds(graph: Graph, call: Callable[[Any], Any], low: Any, high: Any) -
     ``{group name: (low, high)}``, each ``(width,)``, float64, on the CPU, over all positions and consumers;
     (-inf, inf) where nothing is known.
     """
+    check_arguments(certify, "certify", graph=graph, call=call)
+    _check_form(low, high)
     boxes = list(zip(tensors_in(low), tensors_in(high), strict=True))
     _check_box(boxes)
     module = graph.module
@@ -75,6 +78,19 @@ def unit_bounds(graph: Graph, call: Callable[[Any], Any], low: Any, high: Any) -
         group.name: found.bounds(group.name) if sound and seen.within(found, group.name) else _unknown(group.width)
         for group in graph
     }
+
+
+def _check_form(low: Any, high: Any) -> None:
+    """Refuse a low end and a high end that are not built alike."""
+    lists = isinstance(low, (list, tuple)) and type(low) is type(high) and len(low) == len(high)
+    dicts = isinstance(low, dict) and isinstance(high, dict) and low.keys() == high.keys()
+    if not lists and not dicts and not (isinstance(low, Tensor) and isinstance(high, Tensor)):
+        raise ValueError(
+            "low and high must have the same form: tensors, or the same dicts, lists and tuples of them, got "
+            f"{type(low).__name__} and {type(high).__name__}"
+        )
+    for key in low if dicts else range(len(low)) if lists else ():
+        _check_form(low[key], high[key])
 
 
 def _check_box(boxes: list[tuple[Tensor, Tensor]]) -> None:

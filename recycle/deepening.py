@@ -33,6 +33,7 @@ from recycle.fresh import Init, fresh_layer
 from recycle.graph import Graph, NotRecyclable, plain
 from recycle.inserted import Branch, parts_of
 from recycle.interventions import Deepen
+from recycle.kinds import check_arguments
 from recycle.names import did_you_mean
 from recycle.optimizers import add_beside
 from recycle.proof import prove_unchanged
@@ -91,6 +92,9 @@ def deepen(
     Raises:
         NotRecyclable: it cannot be exact, or the module tree has no place for it; nothing has changed.
     """
+    check_arguments(
+        deepen, "deepen", edit=edit, graph=graph, optimizers=optimizers, targets=targets, generator=generator, init=init
+    )
     if any(type(optimizer).__name__ == "LBFGS" for optimizer in optimizers):
         raise NotRecyclable("LBFGS keeps one flat history of all parameters and takes no new ones. Use Adam or SGD")
     if len(set(edit.layers)) < len(edit.layers):

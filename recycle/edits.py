@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from recycle.births import Birth
+from recycle.kinds import check_fields, unit_numbers
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ class Split:
     moments: Literal["fresh", "transform"] = field(default="fresh", kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parents", _ints(self.parents))
+        object.__setattr__(self, "parents", unit_numbers(self.parents, "Split's parents"))
+        if self.into is not None:
+            object.__setattr__(self, "into", unit_numbers(self.into, "Split's slots"))
+        if isinstance(self.along, Tensor):
+            object.__setattr__(self, "along", self.along.tolist())
+        check_fields(self)
         if self.along is not None:
             object.__setattr__(self, "along", tuple(tuple(map(float, row)) for row in self.along))
-        object.__setattr__(self, "into", None if self.into is None else _ints(self.into))
 
     @property
     def slots(self) -> Sequence[int]:
@@ -88,8 +93,11 @@ class Reset:
     warm: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _ints(self.units))
-        object.__setattr__(self, "parents", None if self.parents is None else _ints(self.parents))
+        object.__setattr__(self, "units", unit_numbers(self.units, "Reset's units"))
+        object.__setattr__(
+            self, "parents", None if self.parents is None else unit_numbers(self.parents, "Reset's parents")
+        )
+        check_fields(self)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -115,7 +123,10 @@ class Fold:
     means: Sequence[float]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _ints(self.units))
+        object.__setattr__(self, "units", unit_numbers(self.units, "Fold's units"))
+        if isinstance(self.means, Tensor):
+            object.__setattr__(self, "means", self.means.tolist())
+        check_fields(self)
         object.__setattr__(self, "means", tuple(map(float, self.means)))
 
     @property
@@ -140,7 +151,7 @@ class Prune:
     units: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _ints(self.units))
+        object.__setattr__(self, "units", unit_numbers(self.units, "Prune's units"))
 
     @property
     def slots(self) -> Sequence[int]:
@@ -170,7 +181,10 @@ class Grow:
     parents: Sequence[int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parents", None if self.parents is None else _ints(self.parents))
+        object.__setattr__(
+            self, "parents", None if self.parents is None else unit_numbers(self.parents, "Grow's parents")
+        )
+        check_fields(self)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -192,6 +206,9 @@ class Merge:
 
     child: int
     parent: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -262,9 +279,3 @@ def describe(edit: Any) -> dict[str, Any]:
         named = getattr(birth, "func", birth)
         values["birth"] = getattr(named, "__name__", type(named).__name__) + (f"({options})" if options else "")
     return {"edit": type(edit).__name__, **values}
-
-
-def _ints(values: Iterable[int]) -> tuple[int, ...]:
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    return tuple(map(int, values))

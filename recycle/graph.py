@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recycle.kinds import check_arguments
 from recycle.names import did_you_mean
 
 
@@ -178,6 +179,7 @@ class UnitGroup:
         for axis in (*self.incoming, *self.outgoing):
             if isinstance(self.tensor(axis.name), nn.Parameter):
                 spans.setdefault(axis.name, {})[axis.dim] = axis.span
+        check_arguments(UnitGroup.cost, "cost", count=count)
         total = 0
         for name, span in spans.items():
             shape = self.tensor(name).shape
@@ -191,6 +193,7 @@ class UnitGroup:
 
     def fix(self, reason: str) -> None:
         """Let the width be as it is, for a reason outside of the module; "" leaves it to the proof."""
+        check_arguments(UnitGroup.fix, "fix", reason=reason)
         if reason:
             self._why_fixed = reason
 
@@ -320,9 +323,10 @@ class Graph:
         return len(self._groups)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._groups
+        return isinstance(name, str) and name in self._groups
 
     def __getitem__(self, name: str) -> UnitGroup:
+        check_arguments(Graph.__getitem__, "graph[name]", name=name)
         if name in self.frozen:
             raise KeyError(f"{name!r} is frozen: {self.frozen[name]}")
         if name not in self._groups:
@@ -331,6 +335,7 @@ class Graph:
 
     def knows(self, name: str) -> bool:
         """Whether a group is called ``name`` or stands below it."""
+        check_arguments(Graph.knows, "knows", name=name)
         return any(_under(group, name) for group in self._groups)
 
     def select(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> Graph:
@@ -341,6 +346,7 @@ class Graph:
         """
         include = [include] if isinstance(include, str) else include
         exclude = [exclude] if isinstance(exclude, str) else exclude
+        check_arguments(Graph.select, "select", include=include, exclude=exclude)
         for name in (*(include or ()), *(exclude or ())):
             if not self.knows(name):
                 raise ValueError(f"no group is called {name!r}; {did_you_mean(name, self._groups)}")
@@ -446,6 +452,8 @@ def tensor_at(module: nn.Module, name: str) -> Tensor:
     Raises:
         NotRecyclable: the module has no tensor of that name (any more).
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a tensor has a name such as 'fc1.weight', got {name!r}")
     owner, _, leaf = name.rpartition(".")
     try:
         found = getattr(module.get_submodule(owner), leaf)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from recycle.kinds import check_fields
+
 
 class Layers(Protocol):
     """What a method may know of a network's layers: no tensor, no optimizer."""
@@ -109,7 +111,10 @@ class Deepen:
     batch_norm: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,))
+        check_fields(self)
+        object.__setattr__(self, "layers", tuple(self.layers))
 
 
 Intervention: TypeAlias = Shrink | Renew | Inject | Deepen

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.interventions import Deepen, Inject, Intervention
 from recycle.jumps import Jumps
+from recycle.kinds import check_arguments
 from recycle.layers import intervene, layers_of
 from recycle.methods import Method, NetworkMethod
 from recycle.methods.together import check_method, check_together
@@ -31,6 +33,7 @@ from recycle.ranks import NO_RESIZE, ranks_of
 from recycle.remodelling import Remodelling, each_asked_for, renewed
 from recycle.report import GroupReport, Report, after, before
 from recycle.stats import Stats
+from recycle.surgery import check_holders
 from recycle.targets import SoftTargets
 from recycle.track import Tracker
 
@@ -93,6 +96,11 @@ class Recycler:
         loss: Callable[[], Tensor] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        check_arguments(
+            Recycler.__init__, "Recycler", graph=graph, init=init, generator=generator, warmup=warmup,
+            cooldown=cooldown, cap=cap, sample_every=sample_every, certify=certify, probe=probe, loss=loss,
+        )  # fmt: skip
+        check_holders(optimizers, targets)
         self.method = method
         for each in self.methods:
             check_method(each)
@@ -246,6 +254,9 @@ class Recycler:
             name: of the quantity.
             value: a number, or a tensor that holds one; a tensor is not waited for.
         """
+        check_arguments(Recycler.record, "record", name=name)
+        if not isinstance(value, (int, float, np.number)) and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise TypeError(f"record takes a number, or a tensor that holds one, got {name}={value!r}")
         count, total = self._recorded.get(name, (0, 0.0))
         self._recorded[name] = count + 1, total + (value.detach() if isinstance(value, Tensor) else value)
 
@@ -463,11 +474,22 @@ class Recycler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where :meth:`state_dict` was taken.
+        """Continue exactly where :meth:`state_dict` was taken, or change nothing.
 
         Raises:
-            ValueError: the state belongs to other groups.
+            ValueError: the state belongs to other groups, or is none.
         """
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except Exception as error:
+            self._load(before)
+            if isinstance(error, ValueError):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"the state is not what state_dict() of such a Recycler returned ({what})") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.tracker.load_state_dict(state["tracker"])
         self.events = int(state["events"])
         self.deepened = int(state.get("deepened", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from recycle import metrics
 from recycle.edits import Edit, describe, resizes
 from recycle.graph import UnitGroup
 from recycle.interventions import Intervention
+from recycle.names import did_you_mean
 from recycle.stats import Stats
 
 
@@ -91,6 +92,9 @@ class Report:
 
     def fraction(self, quantity: str) -> float:
         """``dead``, ``dormant``, ... over all units of all groups that were observed; NaN if none was."""
+        known = [f.name for f in fields(GroupReport) if f.type == "float"]
+        if quantity not in known:
+            raise ValueError(f"a report has no fraction {quantity!r}: {did_you_mean(str(quantity), known)}")
         seen = [(getattr(g, quantity), g.width) for g in self.groups.values() if not math.isnan(getattr(g, quantity))]
         return sum(v * w for v, w in seen) / sum(w for _, w in seen) if seen else math.nan
 

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recycle import optimizers as optimizer_state
-from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, resizes
+from recycle.edits import Edit, Fold, Grow, Merge, Prune, Reset, Split, born, resizes
 from recycle.fresh import Init
 from recycle.graph import Axis, NotRecyclable, UnitGroup, tensor_at
 from recycle.junction import Junction
+from recycle.kinds import check_arguments
 from recycle.nursery import Evidence, add_constant, overwrite, raise_units
 from recycle.resize import FEWEST, resized, with_more, without
+
+MOST_NEWBORNS = 2**20
+"""More would be a slip of the hand, and fill the memory before anything could be said about it."""
 
 
 @torch.no_grad()
@@ -58,6 +62,7 @@ def apply(
     Raises:
         NotRecyclable: the edit cannot be made as asked; nothing has changed.
     """
+    check_arguments(apply, "apply", generator=generator, init=init, inputs=inputs, junction=junction, loss=loss)
     check(edit, group, optimizers=optimizers, targets=targets)
     soft = [module for module, tau in targets if tau < 1]
     every = [module for module, _ in targets]
@@ -131,6 +136,7 @@ def check(
             "an edit is a Split, Reset, Fold, Prune, Grow or Merge of a traced graph's group: "
             f"got {type(edit).__name__} of {type(group).__name__}. Pass graph['name']"
         )
+    check_holders(optimizers, targets)
     if torch._C._current_graph_task_id() != -1:
         raise NotRecyclable("an edit inside a backward pass would corrupt its gradients; edit after optimizer.step()")
     if isinstance(edit, Split):
@@ -153,9 +159,24 @@ def check(
     optimizer_state.check(optimizers, (group.tensor(a.name) for a in (*group.incoming, *group.outgoing)))
 
 
+def check_holders(optimizers: Sequence[Optimizer], targets: Sequence[tuple[nn.Module, float]]) -> None:
+    """Raise unless these are what :func:`apply` takes.
+
+    Raises:
+        TypeError: something else was given.
+        ValueError: a ``tau`` is out of range.
+    """
+    check_arguments(apply, "recycle", optimizers=optimizers, targets=targets)
+    for _, tau in targets:
+        if not 0 <= tau <= 1:
+            raise ValueError(f"a target's tau is the part of the network that it takes at an update, in [0, 1]: {tau}")
+
+
 def _refuse_size(edit: Edit, group: UnitGroup) -> None:
     if group.why_fixed:
         raise NotRecyclable(f"group {group.name!r} cannot change its width: {group.why_fixed}")
+    if born(edit) > MOST_NEWBORNS:
+        raise NotRecyclable(f"{type(edit).__name__} adds at most {MOST_NEWBORNS:,} units at once, got {born(edit):,}")
     if group.width - len(edit.slots) < FEWEST:
         raise NotRecyclable(
             f"{type(edit).__name__} would leave {group.width - len(edit.slots)} of the {group.width} units of "
@@ -180,8 +201,6 @@ def _refuse_split(edit: Split, group: UnitGroup) -> None:
         raise NotRecyclable("a balanced Split needs share > 0: at 0 the newborn is all zeros and can never learn")
     if not 0 <= edit.noise < float("inf"):
         raise NotRecyclable(f"Split needs a finite noise >= 0, got noise={edit.noise}")
-    if edit.moments not in ("fresh", "transform"):
-        raise NotRecyclable(f"Split needs moments='fresh' or 'transform', got {edit.moments!r}")
     if edit.along is not None:
         _refuse_along(edit, edit.along, group)
     slots = edit.slots if edit.into is not None else range(group.width, group.width + len(edit.parents))

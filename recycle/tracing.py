@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
 from recycle.heads import apart, beyond, place, with_heads
+from recycle.kinds import check_arguments
 from recycle.labels import UNUSED, UnitLabels
 from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
 from recycle.rules import MOVES, RULES
@@ -46,6 +47,7 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
         raise NotRecyclable("a scripted module names no layers; trace the network that was scripted (parts may be)")
     if not calls or not all(callable(call) for call in calls):
         raise TypeError("trace needs at least one zero-argument call: trace(net, lambda: net(x))")
+    check_arguments(trace, "trace", heads=heads)
     with undisturbed(module):
         labels, uses = _labelled(module, calls)
         groups, frozen = _groups(module, labels, uses)

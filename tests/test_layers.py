@@ -17,6 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "recycle.names",
+            "recycle.kinds",
             "recycle.clock",
             "recycle.graph",
             "recycle.rows",

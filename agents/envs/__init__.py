@@ -78,6 +78,8 @@ def make_env(
     options = _sort_out(names, dict(drift_kwargs or {}))
     if rank < 0:
         raise ValueError(f"make_env expects a rank of 0 or more, got {rank}. Number the copies from 0.")
+    if not env_id or env_id.startswith(":"):
+        raise ValueError(f"make_env expects a registered environment such as CartPole-v1, got {env_id!r}.")
     try:
         env = gym.make(env_id, **(env_kwargs or {}))
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as missing:

@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, pad
 
+from agents.checks import at_least, chosen, writable
 from agents.figure import COLOURS, FAINT, PLAIN
 from recycle.folding import Creases, Direction, Mistakes, boundary, fold
 
@@ -248,14 +249,9 @@ def compare(args: Args) -> None:
     Raises:
         ValueError: an option is out of range.
     """
-    wrong = [name for name in args.tasks if name not in TASKS]
-    if wrong or not args.tasks:
-        raise ValueError(f"--tasks takes {', '.join(TASKS)}, got {', '.join(wrong) or 'none of them'}")
-    if min(args.seeds, args.networks, args.steps, args.workers) < 1:
-        raise ValueError(
-            "--seeds, --networks, --steps and --workers must be at least 1: "
-            f"got {args.seeds}, {args.networks}, {args.steps}, {args.workers}"
-        )
+    chosen("--tasks", args.tasks, TASKS)
+    at_least(args, seeds=1, networks=1, steps=1, workers=1)
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(name, seed) for name in args.tasks for seed in range(args.seeds)]

@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import recycle
+from agents.checks import at_least, writable
 from agents.figure import COLOURS, FAINT, PLAIN
 from agents.statistics import Estimate, band, estimate, paired_difference
 from recycle.methods.senn import SelfExpanding
@@ -80,6 +81,7 @@ class Args:
 def compare(args: Args) -> None:
     """Run what is missing, then print the table and draw the figure."""
     _check(args)
+    writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(examples, seed) for seed in range(args.seeds) for examples in args.examples]
@@ -250,10 +252,9 @@ def _check(args: Args) -> None:
         raise ValueError(f"--examples takes 1 to {MOST} images of each class, got {args.examples}")
     if sorted(set(args.examples)) != list(args.examples):
         raise ValueError(f"--examples takes numbers in rising order, each once, got {args.examples}")
-    low = {"seeds": 1, "initial": 2, "every": 1, "patience": 1, "events": 1, "workers": 1}
-    for name, least in low.items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    at_least(args, seeds=1, initial=2, every=1, patience=1, events=1, workers=1)
+    if not 0 < args.learning_rate < float("inf"):
+        raise ValueError(f"--learning-rate must be above 0 and finite, got {args.learning_rate}")
     SelfExpanding(relative=args.relative, absolute=args.absolute, certainty=args.certainty)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from recycle.edits import Edit
 from recycle.interventions import Intervention, Layers
+from recycle.kinds import check_arguments
 from recycle.methods.cbp import ContinualBackprop
 from recycle.methods.expand import Expand
 from recycle.methods.firefly import Firefly
@@ -122,6 +123,7 @@ def find(name: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is none; the message says which one may have been meant.
     """
+    check_arguments(find, "find", name=name)
     if name in METHODS:
         return METHODS[name]
     if ":" in name:
@@ -136,7 +138,7 @@ def _imported(name: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"no method {name!r}: {error}") from error
     if not callable(found):
         raise ValueError(f"no method {name!r}: it is a {type(found).__name__}, not a class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,9 @@ class Budget:
                 count = min(count, self.most - group.width)
             if units is not None:
                 count = min(count, units)
-            while left is not None and count > 0 and group.cost(count) > left:
-                count -= 1
-            count = max(count, 0)
+            count = min(max(count, 0), 2**40)
+            if left is not None:
+                count = bisect_right(range(1, count + 1), left, key=group.cost)  # costs rise with the count
             found.append(count)
             units = None if units is None else units - count
             left = None if left is None else left - group.cost(count)

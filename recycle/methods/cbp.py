@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units, fold
 from recycle.stats import Stats
 
@@ -40,13 +41,12 @@ class ContinualBackprop:
         return (*own, "outgoing_norm", "incoming_norm", "age", "minimum", "maximum")
 
     def __post_init__(self) -> None:
+        check_fields(self, "cbp")
         if not 0 <= self.rate <= 1 or self.maturity < 0:
             raise ValueError(
                 f"cbp needs a rate in [0, 1] (a share of the units for each update) and maturity >= 0 (updates), got "
                 f"rate={self.rate}, maturity={self.maturity}"
             )
-        if self.utility not in ("contribution", "zero_contribution", "adaptable"):
-            raise ValueError(f"cbp knows contribution, zero_contribution, adaptable, got utility={self.utility!r}")
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """Fold what the least useful mature units say on average, then reset them."""

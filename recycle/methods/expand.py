@@ -5,6 +5,7 @@ from functools import cache, partial
 
 from recycle.births import Birth, revive, zero_out
 from recycle.edits import Edit, Grow
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, room
 from recycle.stats import Stats
@@ -26,6 +27,7 @@ class Expand:
     the module's own initialisation, of which some units may never fire."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "expand")
         check_width("expand", self.count, self.most)
         if self.active is not None and not 0 < self.active < 1:
             raise ValueError(f"expand needs 0 < active < 1 (or None), got active={self.active}")

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from recycle.births import Birth, firefly
 from recycle.edits import Edit, Grow
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, room
 from recycle.stats import Stats
@@ -33,6 +34,7 @@ class Firefly:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "firefly")
         check_width("firefly", self.count, self.most)
         if self.candidates < 1 or self.steps < 0 or not 0 < self.size < float("inf"):
             raise ValueError(

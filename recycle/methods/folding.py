@@ -6,7 +6,7 @@ The document: "Growing Networks by Folding on Typical Instances", slides, 1 Nove
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from recycle.births import Given
 from recycle.edits import Edit, Grow
 from recycle.folding import Creases, Direction, Examples, fold
 from recycle.graph import NotRecyclable
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.stats import Stats
 
@@ -55,8 +56,7 @@ class Folding:
     needs: ClassVar[tuple[str, ...]] = ("mistakes",)
 
     def __post_init__(self) -> None:
-        if self.direction not in get_args(Direction):
-            raise ValueError(f"folding knows the directions {', '.join(get_args(Direction))}, got {self.direction!r}")
+        check_fields(self, "folding")
         if min(self.count, self.most, self.clusters, self.sample) < 1:
             raise ValueError(
                 "folding needs count, most, clusters and sample >= 1, "

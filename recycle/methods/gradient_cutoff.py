@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recycle.edits import Edit, Prune, Split
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units, fold
 from recycle.stats import Stats
 
@@ -43,6 +44,7 @@ class GradientCutoff:
     needs: ClassVar[tuple[str, ...]] = ("weight_gradient", "mean_abs", "minimum", "maximum", "outgoing_norm")
 
     def __post_init__(self) -> None:
+        check_fields(self, "gradient_cutoff")
         if not 0 <= self.remove < self.split:
             raise ValueError(f"gradient_cutoff needs 0 <= remove < split, got remove={self.remove}, split={self.split}")
         if not 2 <= self.least <= self.most or not 0 <= self.share < 1 or not self.noise >= 0:

@@ -8,6 +8,7 @@ from recycle.births import Birth, gradmax
 from recycle.births.gradmax import directions, strongest
 from recycle.edits import Edit, Grow
 from recycle.junction import Junction
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, in_pairs, room
 from recycle.stats import Stats
@@ -35,6 +36,7 @@ class GradMax:
     needs: ClassVar[tuple[str, ...]] = ("junction",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "gradmax")
         check_width("gradmax", self.count, self.most)
         if not self.scale > 0 or not self.lift > 0:
             raise ValueError(f"gradmax needs lift > 0 and scale > 0, got lift={self.lift}, scale={self.scale}")

@@ -12,6 +12,7 @@ import torch
 from recycle.births import revive
 from recycle.edits import Edit, Grow, Prune, born, fewer
 from recycle.graph import NotRecyclable
+from recycle.kinds import check_fields
 from recycle.methods.budget import Budget
 from recycle.methods.selection import Resizable, Units, fold, idle
 from recycle.methods.triggers import WORDS, Score, Trigger, trigger
@@ -89,6 +90,7 @@ class Growth:
     _plan: _Plan = field(default_factory=_Plan, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, "grow")
         _check(self)
         chosen = trigger(self.when) if isinstance(self.when, str) else self.when
         if isinstance(chosen, Score) and chosen.score is None:
@@ -279,13 +281,6 @@ def _check(growth: Growth) -> None:
         raise ValueError(f"grow: {name} says what is born, so birth={growth.birth!r} would be ignored")
     if not isinstance(growth.when, str) and not hasattr(growth.when, "needs"):
         raise ValueError(f"grow: when is one of {WORDS}, or a Trigger; got {growth.when!r}")
-    if growth.where not in ("each", "best") or growth.prune not in ("none", "dead", "utility"):
-        raise ValueError(
-            "grow: where is each or best, prune is none, dead or utility, "
-            f"got where={growth.where!r}, prune={growth.prune!r}"
-        )
-    if growth.birth not in ("init", "revive"):
-        raise ValueError(f"grow: birth is init or revive, got {growth.birth!r}. For others write grow+METHOD")
     count = 1 if growth.count is None else growth.count
     if not 0 < count < math.inf or (count > 1 and count != int(count)):
         raise ValueError(f"grow: count is a whole number of units, or a share of the width below 1; got {count}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from recycle.interventions import Intervention, Layers, Pull
+from recycle.kinds import check_fields
 from recycle.stats import Stats
 
 
@@ -29,10 +30,9 @@ class L2Init:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "l2_init")
         if not 0 <= self.strength < float("inf"):
             raise ValueError(f"l2_init needs a finite strength >= 0, got strength={self.strength}")
-        if self.mode not in ("penalty", "decoupled"):
-            raise ValueError(f"l2_init needs mode 'penalty' or 'decoupled', got {self.mode!r}")
 
     def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Intervention]:
         """Nothing at events: it acts at every optimizer step."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from recycle.interventions import Layers, Renew
+from recycle.kinds import check_fields
 from recycle.stats import Stats
 
 
@@ -27,7 +28,10 @@ class LayerReset:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,))
+        check_fields(self, "layer_reset")
+        object.__setattr__(self, "layers", tuple(self.layers))
         if self.last is not None and self.last < 1:
             raise ValueError(f"layer_reset counts last >= 1 layers from the output (None: all), got last={self.last}")
 

@@ -5,7 +5,8 @@ from functools import cache, partial
 
 from recycle.births import Birth, mirror
 from recycle.edits import Edit, Reset
-from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, match
+from recycle.kinds import check_fields
+from recycle.methods.selection import NEEDED_BY, Parent, Units, match
 from recycle.stats import Stats
 
 
@@ -31,7 +32,7 @@ class Mirror:
         return ("mean_abs", "minimum", "maximum", *NEEDED_BY[self.parent])
 
     def __post_init__(self) -> None:
-        check_parent("mirror", self.parent)
+        check_fields(self, "mirror")
         if not self.tau >= 0 or not self.norm_cap > 0:
             raise ValueError(f"mirror needs tau >= 0 and norm_cap > 0, got tau={self.tau}, norm_cap={self.norm_cap}")
 

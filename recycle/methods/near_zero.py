@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from recycle.births import Birth, near_zero
 from recycle.edits import Edit, Grow
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, room
 from recycle.stats import Stats
@@ -29,6 +30,7 @@ class NearZero:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "near_zero")
         check_width("near_zero", self.count, self.most)
         if not 0 < self.size < float("inf"):
             raise ValueError(f"near_zero needs a size > 0, got size={self.size}")

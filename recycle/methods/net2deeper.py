@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from recycle.interventions import Deepen, Layers
+from recycle.kinds import check_fields
 from recycle.stats import Stats
 
 
@@ -32,13 +33,12 @@ class Net2Deeper:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
-        kinds = ("identity", "pair", "blend", "residual")
-        if self.kind not in kinds or self.most < 1:
-            raise ValueError(
-                f"net2deeper needs a kind among {', '.join(kinds)} and most >= 1 events, "
-                f"got kind={self.kind!r}, most={self.most}"
-            )
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,))
+        check_fields(self, "net2deeper")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.most < 1:
+            raise ValueError(f"net2deeper needs most >= 1 events, got most={self.most}")
 
     def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Deepen]:
         """Deepen each network that is not deep enough yet and has a place for a layer."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from recycle.edits import Edit, Split
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, room
 from recycle.stats import Stats
@@ -29,6 +30,7 @@ class Net2Wider:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "net2wider")
         check_width("net2wider", self.count, self.most)
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"net2wider needs a noise >= 0, got noise={self.noise}")

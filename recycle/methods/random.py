@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.stats import Stats
 
@@ -23,6 +24,7 @@ class Random:
     needs: ClassVar[tuple[str, ...]] = ("minimum", "maximum")
 
     def __post_init__(self) -> None:
+        check_fields(self, "random")
         if self.count is not None and self.count < 0:
             raise ValueError(f"random resets count >= 0 units, got count={self.count}")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.stats import Stats
 
@@ -26,10 +27,9 @@ class ReDo:
     needs: ClassVar[tuple[str, ...]] = ("mean_abs",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "redo")
         if not 0 <= self.tau < float("inf"):
             raise ValueError(f"redo needs a threshold tau >= 0, got tau={self.tau}")
-        if self.score not in ("mean", "sum"):
-            raise ValueError(f"redo's score is a part of the layer's mean or sum, got score={self.score!r}")
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """One reset of every dormant unit, the deadest first."""

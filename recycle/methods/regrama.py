@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.gradient_cutoff import unasked
 from recycle.methods.selection import Units, fold
 from recycle.stats import Stats
@@ -26,6 +27,7 @@ class ReGraMa:
     needs: ClassVar[tuple[str, ...]] = ("weight_gradient", "mean_abs", "minimum", "maximum", "outgoing_norm")
 
     def __post_init__(self) -> None:
+        check_fields(self, "regrama")
         if not 0 <= self.tau < float("inf"):
             raise ValueError(f"regrama needs a threshold tau >= 0, got tau={self.tau}")
 

@@ -11,6 +11,7 @@ import torch
 
 from recycle.edits import Edit, Reset
 from recycle.graph import NotRecyclable
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.stats import Stats
 
@@ -23,7 +24,7 @@ class Replay:
     As with ``random``, live units lose what they contributed.
     """
 
-    path: str = ""
+    path: str | Path = ""
     """The other run's ``edits.jsonl``, as ``RecycleCallback`` writes it; without one nothing is done."""
     network: str = ""
     """Whose lines count, ``"policy"`` or ``"critic"`` say; the callback fills it in. Empty: the file's only one."""
@@ -32,6 +33,7 @@ class Replay:
     _counts: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, "replay")
         if self.path:
             self._counts.update(_recycled(Path(self.path)))
             if self.network and self.network not in self._counts:

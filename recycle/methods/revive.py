@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from recycle.births import Birth, revive
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units, fold, idle
 from recycle.stats import Stats
 
@@ -39,8 +40,7 @@ class Revive:
     needs: ClassVar[tuple[str, ...]] = ("mean_abs", "minimum", "maximum", "inputs")
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"revive knows the rules {', '.join(RULES)}, got rule={self.rule!r}")
+        check_fields(self, "revive")
         if not (self.tau is None or self.tau >= 0) or not 0 < self.active < 1 or not 0 <= self.warm <= 1:
             raise ValueError(
                 "revive needs tau >= 0 (or None), 0 < active < 1 and 0 <= warm <= 1, "

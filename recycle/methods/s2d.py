@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from recycle.edits import Edit, Split
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units, fold, idle, steepest_descent
 from recycle.stats import Stats
 
@@ -28,6 +29,7 @@ class SteepestDescent:
     needs: ClassVar[tuple[str, ...]] = ("mean_abs", "minimum", "maximum", "sample")
 
     def __post_init__(self) -> None:
+        check_fields(self, "s2d")
         if not self.step > 0 or not self.softness > 0 or not self.tau >= 0:
             raise ValueError(
                 "s2d needs step > 0, softness > 0 and tau >= 0, "

@@ -22,12 +22,6 @@ NEEDED_BY: dict[Parent, tuple[str, ...]] = {
 """Statistics that each way of choosing parents reads."""
 
 
-def check_parent(method: str, parent: str) -> None:
-    """Raise a ValueError unless ``parent`` is a way of choosing parents."""
-    if parent not in NEEDED_BY:
-        raise ValueError(f"{method} chooses parents by {', '.join(NEEDED_BY)}, got parent={parent!r}")
-
-
 class Units(Protocol):
     """The part of a group that a method may look at."""
 

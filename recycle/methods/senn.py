@@ -15,6 +15,7 @@ from recycle.edits import Edit, Grow
 from recycle.graph import NotRecyclable
 from recycle.growth_sample import GrowthSample
 from recycle.interventions import Deepen, Layers
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.natural_gradient import ExpansionTest, Proposal, deepening, widening
 from recycle.stats import Stats
@@ -81,6 +82,7 @@ class SelfExpanding:
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, "senn")
         if not self.relative >= 0 or not 0 <= self.absolute < 1 or not self.certainty >= 0 or not self.damping > 0:
             raise ValueError(
                 f"senn needs relative >= 0, 0 <= absolute < 1, certainty >= 0 and damping > 0, got relative="

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from recycle.interventions import Layers, Shrink
+from recycle.kinds import check_fields
 from recycle.stats import Stats
 
 
@@ -29,13 +30,12 @@ class ShrinkPerturb:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "shrink_perturb")
         if not 0 <= self.shrink <= 1 or not 0 <= self.perturb < float("inf"):
             raise ValueError(
                 "shrink_perturb needs 0 <= shrink <= 1 and perturb >= 0, "
                 f"got shrink={self.shrink}, perturb={self.perturb}"
             )
-        if self.moments not in ("fresh", "keep"):
-            raise ValueError(f"shrink_perturb needs moments 'fresh' or 'keep', got {self.moments!r}")
 
     def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Shrink]:
         """Shrink and perturb every layer of each network."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from recycle.edits import Edit, Reset
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units, fold, stuck
 from recycle.stats import Stats
 
@@ -26,6 +27,7 @@ class SelfNormalizedResets:
     needs: ClassVar[tuple[str, ...]] = ("silence", "rarity", "minimum", "maximum")
 
     def __post_init__(self) -> None:
+        check_fields(self, "snr")
         if not 0 <= self.eta < 1:
             raise ValueError(f"snr needs a probability eta in [0, 1), got eta={self.eta}")
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recycle.edits import Edit, Split
-from recycle.methods.selection import NEEDED_BY, Parent, Units, check_parent, match
+from recycle.kinds import check_fields
+from recycle.methods.selection import NEEDED_BY, Parent, Units, match
 from recycle.stats import Stats
 
 
@@ -40,9 +41,7 @@ class SplitDead:
         return ("mean_abs", "minimum", "maximum", *NEEDED_BY[self.parent])
 
     def __post_init__(self) -> None:
-        check_parent("split", self.parent)
-        if self.moments not in ("fresh", "transform"):
-            raise ValueError(f"split needs moments 'fresh' or 'transform', got {self.moments!r}")
+        check_fields(self, "split")
         if not 0 <= self.share < 1 or not self.noise >= 0 or not self.tau >= 0:
             raise ValueError(
                 "split needs 0 <= share < 1, noise >= 0 and tau >= 0, "

@@ -9,6 +9,7 @@ from recycle.births.gradmax import directions
 from recycle.births.tiny import best_features, gain_of_present
 from recycle.edits import Edit, Grow
 from recycle.junction import Junction
+from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.methods.widths import check_width, room
 from recycle.stats import Stats
@@ -35,6 +36,7 @@ class Tiny:
     needs: ClassVar[tuple[str, ...]] = ("junction",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "tiny")
         check_width("tiny", self.count, self.most)
         if not 0 < self.amplitude < float("inf"):
             raise ValueError(f"tiny needs an amplitude > 0, got amplitude={self.amplitude}")

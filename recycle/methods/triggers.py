@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from recycle.graph import NotRecyclable
+from recycle.kinds import check_fields
 from recycle.methods.selection import Resizable, Units
 from recycle.metrics import numerical_rank
 from recycle.stats import Stats
@@ -42,6 +43,7 @@ class Every:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "every")
         if self.events < 1:
             raise ValueError(f"every:N counts events, N >= 1, got {self.events}")
 
@@ -67,6 +69,7 @@ class Rank:
     needs: ClassVar[tuple[str, ...]] = ("activations",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "rank")
         if not 0 < self.share <= 1 or not 0 < self.tolerance < 1:
             raise ValueError(
                 f"rank:SHARE[,TOLERANCE] needs 0 < share <= 1 and 0 < tolerance < 1, got {self.share}, {self.tolerance}"
@@ -105,10 +108,11 @@ class Plateau:
     _seen: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)  # best, waited
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or not 0 <= self.threshold < math.inf or self.mode not in ("min", "max"):
+        check_fields(self, "plateau")
+        if self.patience < 1 or not 0 <= self.threshold < math.inf:
             raise ValueError(
-                "plateau:NAME[,PATIENCE[,THRESHOLD[,MODE]]] needs patience >= 1 (events), threshold >= 0 and mode min "
-                f"or max, got {self.patience}, {self.threshold}, {self.mode!r}"
+                "plateau:NAME[,PATIENCE[,THRESHOLD[,MODE]]] needs patience >= 1 (events) and threshold >= 0, "
+                f"got {self.patience}, {self.threshold}"
             )
 
     def __call__(self, groups: Sequence[Resizable], stats: Mapping[str, Stats]) -> dict[str, float]:
@@ -167,6 +171,7 @@ class Score:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "score")
         if not self.relative >= 0 or not self.absolute >= 0:
             raise ValueError(f"score:RELATIVE[,ABSOLUTE] needs numbers >= 0, got {self.relative}, {self.absolute}")
 

@@ -57,7 +57,7 @@ def test_levels_are_means_over_the_second_half_of_what_was_measured(folder: Path
 
 
 def test_unfinished_runs_are_left_out_and_an_arm_that_is_not_there_is_named(folder: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(BadRun, match="no finished run of the arm 'none' in CartPole-v1: choose of monitor, split"):
+    with pytest.raises(BadRun, match="no finished run of the arm 'none' in CartPole-v1: there are monitor, split"):
         lines_of(folder, "none")
     (folder / "ppo-split" / "3" / "model.zip").unlink()
     assert main([str(folder)]) == 0

@@ -46,8 +46,8 @@ def test_a_run_that_reads_another_comes_behind_it_and_names_it() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arms", "rdo"], "got rdo"),
-        (["--algos", "sac"], "got sac"),
+        (["--arms", "rdo"], "--arms has no 'rdo': did you mean 'redo'?"),
+        (["--algos", "sac"], "--algos has no 'sac'"),
         (["--arms", "replay"], "replay reads what redo writes: name both"),
     ],
 )

@@ -470,9 +470,9 @@ def test_a_recycler_goes_on_from_its_state() -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ValueError, match="net2deeper needs a kind among identity, pair, blend, residual and most >= 1"):
+    with pytest.raises(ValueError, match="net2deeper needs most >= 1 events, got most=0"):
         Net2Deeper(most=0)
-    with pytest.raises(ValueError, match="got kind='deep'"):
+    with pytest.raises(ValueError, match="net2deeper has no kind 'deep': there are identity, pair, blend, residual"):
         Net2Deeper(kind="deep")  # type: ignore[arg-type]
     sgd = torch.optim.SGD(mlp().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="inserted ones begin later"):

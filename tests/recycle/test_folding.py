@@ -460,5 +460,5 @@ def test_examples_that_are_not_as_expected_are_refused_by_reason() -> None:
 
 @pytest.mark.parametrize("options", [{"direction": "up"}, {"count": 0}, {"clusters": 0}])
 def test_options_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"folding (knows|needs)"):
+    with pytest.raises(ValueError, match=r"folding (has|needs)"):
         Folding(**options)

@@ -317,7 +317,7 @@ def test_equal_decisions_compare_equal(cap: float) -> None:
         (lambda: Mirror(parent="best"), "best"),  # type: ignore[arg-type]
         (lambda: ReDo(tau=-0.1), "tau >= 0, got tau=-0.1"),
         (lambda: ReDo(tau=math.inf), "got tau=inf"),
-        (lambda: ReDo(score="max"), "got score='max'"),  # type: ignore[arg-type]
+        (lambda: ReDo(score="max"), "redo has no score 'max': there are mean, sum"),  # type: ignore[arg-type]
         (lambda: SelfNormalizedResets(eta=1.0), "eta in .*got eta=1.0"),
         (lambda: SelfNormalizedResets(eta=math.nan), "got eta=nan"),
         (lambda: Random(count=-1), "count >= 0 units, got count=-1"),
@@ -554,7 +554,11 @@ def test_cbp_utilities() -> None:
     assert ContinualBackprop().usefulness(stats).tolist() == [8, 1]
     assert ContinualBackprop(utility="zero_contribution").usefulness(stats).tolist() == [0, 3]
     assert ContinualBackprop(utility="adaptable").usefulness(stats).tolist() == [0, 0.5]
-    for wrong, reason in (({"rate": 2.0}, "rate in"), ({"maturity": -1}, "maturity >= 0"), ({"utility": "x"}, "knows")):
+    for wrong, reason in (
+        ({"rate": 2.0}, "rate in"),
+        ({"maturity": -1}, "maturity >= 0"),
+        ({"utility": "x"}, "there are"),
+    ):
         with pytest.raises(ValueError, match=reason):
             ContinualBackprop(**wrong)  # type: ignore[arg-type]
 
@@ -975,5 +979,5 @@ def test_revive_refuses_options_out_of_range(wrong: dict[str, float]) -> None:
 
 
 def test_revive_refuses_a_rule_that_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="revive knows the rules B, C, got rule='A'"):
+    with pytest.raises(ValueError, match="revive has no rule 'A': there are B, C"):
         Revive(rule="A")

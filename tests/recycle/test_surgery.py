@@ -488,7 +488,6 @@ _REFUSED: list[tuple[Any, str]] = [
     (Split([0], into=[2], noise=-1.0), r"finite noise >= 0, got noise=-1.0"),
     (Split([0], into=[2], noise=float("inf")), r"finite noise >= 0, got noise=inf"),
     (Split([0], into=[2], noise=float("nan")), r"finite noise >= 0, got noise=nan"),
-    (Split([0], into=[2], moments="zero"), r"moments='fresh' or 'transform', got 'zero'"),  # type: ignore[arg-type]
     (Split([0, 1], into=[2]), r"each slot needs a parent: got 2 parents and 1 slots"),
     (Split([0], into=[1, 2]), r"each slot needs a parent: got 1 parents and 2 slots"),
     (Split([2], into=[2]), r"a parent cannot be a slot of the same edit: units \[2\] of '0' are both"),
