@@ -77,6 +77,8 @@ class RecycleCallback(BaseCallback):
             observations of the latest rollout; six passes over them an event.
         edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
             logger's folder, if it has one.
+        keep_reports: how many events :attr:`reports` holds, the latest: a run that goes on for days makes many.
+            ``edits.jsonl`` has them all.
         seed: of the private random generator; training's own random numbers are not touched.
         verbose: 1 prints every report.
 
@@ -98,6 +100,7 @@ class RecycleCallback(BaseCallback):
         exclude: Sequence[str] | None = None,
         jumps: bool = False,
         edits: str | Path | None = None,
+        keep_reports: int = 1000,
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
@@ -118,13 +121,16 @@ class RecycleCallback(BaseCallback):
         self.recyclers: dict[str, Recycler] = {}
         """One for each network of the model, once training has begun."""
         self.reports: list[dict[str, Report]] = []
-        """What every event saw and did, by network."""
+        """What the latest events saw and did, by network."""
+        self.keep_reports = keep_reports
         self._networks: dict[str, Network] = {}
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
         self._trained = 0  # updates, when what they logged was last looked at
         self._owner: BaseAlgorithm | None = None
+        if keep_reports < 1:
+            raise ValueError(f"keep_reports counts events: expected 1 or more, got {keep_reports}")
         if not 0 < cap <= 1 or cooldown < 0 or sample_every < 1:
             raise ValueError(
                 "expected 0 < cap <= 1 (a part of a layer), cooldown >= 0 (events), sample_every >= 1 (passes), "
@@ -310,6 +316,7 @@ class RecycleCallback(BaseCallback):
 
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
+        del self.reports[: -self.keep_reports]
         logger = Logger(self.logger.get_dir(), self.logger.output_formats)  # a row of our own: theirs is half full
         for name, report in reports.items():
             self._totals[name]["recycled"] += report.recycled

@@ -193,6 +193,7 @@ def _callbacks(args: Args, folder: Path, evaluation: VecEnv | None) -> list[Base
                 jumps=args.jumps,
                 seed=args.seed,
                 edits=folder / "edits.jsonl",
+                keep_reports=1,
                 verbose=args.verbose,
             )
         )
