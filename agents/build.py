@@ -74,7 +74,11 @@ def _one_env(
     )
     _check_observations(env.observation_space)
     monitor = Monitor(env)
-    for history in ("episode_returns", "episode_lengths", "episode_times"):  # it would keep all, in every checkpoint too
+    for history in (
+        "episode_returns",
+        "episode_lengths",
+        "episode_times",
+    ):  # it would keep all, in every checkpoint too
         setattr(monitor, history, deque(maxlen=1))
     return Snapshot(monitor)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from agents import plot
+from agents.command_line import Stopped
 from agents.demo import ENV, Job, run_jobs
 from agents.results import Run, read_run
 from agents.runs import run_folder
@@ -60,6 +61,14 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then the tables and the figure; returns the exit code."""
     args = tyro.cli(Args, args=argv, prog="python -m agents.growing")
+    try:
+        return _compare(args)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
+
+
+def _compare(args: Args) -> int:
     console = Console(width=max(Console().width, 170))
     seeds = range(args.seeds)
     first = [job for seed in seeds for job in (grown(args, seed), fixed(args, seed, NARROW, [START, START]))]

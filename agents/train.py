@@ -21,6 +21,7 @@ from agents import checkpoint, logs, runs
 from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import RecycleCallback
 from agents.checkpoint import Checkpoint
+from agents.children import end_with_parent
 from agents.command_line import MISTAKES, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.envs import parse
@@ -207,4 +208,5 @@ def _callbacks(args: Args, folder: Path, evaluation: VecEnv | None) -> list[Base
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main())
