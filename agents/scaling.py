@@ -35,7 +35,7 @@ class Cost:
 
     parameters: int
     seconds: float
-    """Of ``trace``; of one ``apply``."""
+    """Of processor time, so that other programs do not count: of ``trace``; of one ``apply``."""
     growth: float
     """Bytes by which the process grew at its peak, over the bytes of the model's parameters and buffers."""
     copying: float = 0.0
@@ -66,9 +66,9 @@ def run(case: str) -> Cost:
     warm, example = _network("mlp", "8x2")
     recycle.trace(warm, lambda: warm(example))  # imports and caches are nobody's growth
     before = _memory("VmRSS", reset=True)
-    start = time.perf_counter()
+    start = time.process_time()
     graph = recycle.trace(net, lambda: net(batch))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     growth = _memory("VmHWM") - before
     if not len(graph):
         raise RuntimeError(f"nothing was found in {case!r}: {graph.frozen}")
@@ -191,9 +191,9 @@ def _apply(width: int) -> Cost:
 def _median(run: Callable[[], Any], repeats: int = 15) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return sorted(times)[repeats // 2]
 
 
