@@ -65,11 +65,11 @@ def run(case: str) -> Cost:
     net, batch = _network(kind, size)
     warm, example = _network("mlp", "8x2")
     recycle.trace(warm, lambda: warm(example))  # imports and caches are nobody's growth
-    before = _memory("VmRSS", reset=True)
+    before = memory("VmRSS", reset=True)
     start = time.process_time()
     graph = recycle.trace(net, lambda: net(batch))
     seconds = time.process_time() - start
-    growth = _memory("VmHWM") - before
+    growth = memory("VmHWM") - before
     if not len(graph):
         raise RuntimeError(f"nothing was found in {case!r}: {graph.frozen}")
     held = [*net.parameters(), *net.buffers()]
@@ -197,7 +197,7 @@ def _median(run: Callable[[], Any], repeats: int = 15) -> float:
     return sorted(times)[repeats // 2]
 
 
-def _memory(field: str, *, reset: bool = False) -> float:
+def memory(field: str, *, reset: bool = False) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak since the latest reset) of this process, in bytes."""
     try:
         if reset:
