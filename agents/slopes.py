@@ -61,7 +61,7 @@ def run(case: str) -> dict[str, float]:
     if kind == "watch":
         return _watch(int(size))
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
-        return _fleet(int(size), Path(root)) if kind == "fleet" else _files(*map(int, size.split("x")), Path(root))
+        return _fleet(int(size), Path(root)) if kind == "fleet" else _files(*map(int, size.split("x")), root=Path(root))
 
 
 def _watch(width: int) -> dict[str, float]:
@@ -70,29 +70,32 @@ def _watch(width: int) -> dict[str, float]:
     adam, batch = torch.optim.Adam(net.parameters()), torch.randn(64, 64)
     graph = recycle.trace(net, lambda: net(batch))
 
-    def update() -> None:
-        net(batch).square().mean().backward()
-        adam.step()
-        adam.zero_grad()
+    def updates(count: int) -> None:
+        for _ in range(count):
+            net(batch).square().mean().backward()
+            adam.step()
+            adam.zero_grad()
 
-    update()
+    updates(1)
     before = _tensor_bytes()
     recycler = recycle.Recycler(graph, recycle.find("redo")(), optimizers=[adam], sample_every=1)
     count = max(1, 4096 // width)
     plain, watched = [], []
     for _ in range(15):
-        plain.append(_seconds(lambda: [update() for _ in range(count)]) / count)
+        plain.append(_seconds(lambda: updates(count)) / count)
         recycler.attach()
-        watched.append(_seconds(lambda: [update() for _ in range(count)]) / count)
+        watched.append(_seconds(lambda: updates(count)) / count)
         recycler.detach()
     held = _tensor_bytes() - before
-    event = float(np.median([_seconds(recycler.observe) for _ in range(3) if update() is None]))
+    with recycler.listening():
+        updates(1)
+    event = _seconds(recycler.observe)
     sizes = {"units": 2 * width, "parameters": sum(p.numel() for p in net.parameters())}
     extra = float(np.median(np.array(watched) - np.array(plain)))
     return sizes | {"update": float(np.median(plain)), "hooks": extra, "event": event, "statistics": float(held)}
 
 
-def _files(width: int, depth: int, root: Path) -> dict[str, float]:
+def _files(width: int, depth: int, *, root: Path) -> dict[str, float]:
     """Bytes of a checkpoint's weights and optimizer, of what recycling adds to it, and of logs for each event."""
     found = {}
     for method in ("none", "random"):
@@ -124,7 +127,7 @@ def _fleet(count: int, root: Path) -> dict[str, float]:
         copied = yaml.safe_dump(config | {"method": method, "seed": seed}, sort_keys=False)
         (folder / "config.yaml").write_text(copied, encoding="utf-8")
     paths = [path for path in runs.rglob("*") if path.is_file()]
-    found = {"runs": count, "files": len(paths), "bytes": sum(path.stat().st_size for path in paths)}
+    found: dict[str, float] = {"runs": count, "files": len(paths), "bytes": sum(path.stat().st_size for path in paths)}
     board: Callable[[], Any] = lambda: [EventAccumulator(str(path)).Reload() for path in find_runs([runs])]  # noqa: E731
     cases: dict[str, Callable[[], Any]] = {
         "read": lambda: [read_run(path) for path in find_runs([runs])],
@@ -161,7 +164,7 @@ def _tensor_bytes() -> int:
 
 
 def _tensors() -> list[Tensor]:
-    return [each for each in gc.get_objects() if isinstance(each, Tensor)]
+    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]  # isinstance would wake lazy modules
 
 
 if __name__ == "__main__":
