@@ -162,7 +162,7 @@ def test_slopes_of_files_and_fleets():
 
 def test_slopes_prints_costs_and_exponents(monkeypatch, capsys):
     def quadratic(case):
-        kind, _, size = case.partition(" ")
+        _, _, size = case.partition(" ")
         number = float(size.partition("x")[0]) * float(size.partition("x")[2] or 1)
         sizes = dict.fromkeys(("units", "parameters", "groups", "runs"), number)
         return sizes | {"cost": number**2, "nothing": 0.0}
