@@ -87,9 +87,12 @@ def _watch(width: int) -> dict[str, float]:
         watched.append(_seconds(lambda: updates(count)) / count)
         recycler.detach()
     held = _tensor_bytes() - before
-    with recycler.listening():
-        updates(1)
-    event = _seconds(recycler.observe)
+    events = []
+    for _ in range(3):
+        with recycler.listening():
+            updates(1)
+        events.append(_seconds(recycler.observe))
+    event = float(np.median(events))
     sizes = {"units": 2 * width, "parameters": sum(p.numel() for p in net.parameters())}
     extra = float(np.median(np.array(watched) - np.array(plain)))
     return sizes | {"update": float(np.median(plain)), "hooks": extra, "event": event, "statistics": float(held)}
