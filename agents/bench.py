@@ -1,4 +1,4 @@
-"""Measure what watching, recycling and tracing cost: ``python -m agents.bench overhead|methods|trace``."""
+"""Measure what watching, recycling and tracing cost: ``python -m agents.bench overhead|methods|trace|slopes``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 import recycle
-from agents import costs, scaling
+from agents import costs, scaling, slopes
 from agents.callback import RecycleCallback, build_methods
 from agents.checks import at_least, threads
 from agents.command_line import reported
@@ -62,6 +62,14 @@ class Trace:
     """Only the small cases: seconds instead of minutes."""
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """Cost of watching, events and files against the size of a network, and of reading runs against their number."""
+
+    quick: bool = False
+    """Only the two smallest cases of each: a minute instead of ten."""
+
+
 METHOD_TERMS = (
     "in pairs: a watched update over a plain one; in hooks: their time over a plain update's; an event: in plain "
     "updates; amortised: 1 + hooks + an event's share of the updates between two"
@@ -74,15 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overhead": _overhead_args,
         "methods": _methods_args,
         "trace": _trace_args,
+        "slopes": _slopes_args,
     }
-    args: Overhead | Methods | Trace = tyro.extras.subcommand_cli_from_dict(
+    args: Overhead | Methods | Trace | Slopes = tyro.extras.subcommand_cli_from_dict(
         commands, args=argv, prog="python -m agents.bench"
     )
     return reported(lambda: _report(args))
 
 
-def _report(args: Overhead | Methods | Trace) -> None:
-    if isinstance(args, Trace):
+def _report(args: Overhead | Methods | Trace | Slopes) -> None:
+    if isinstance(args, Slopes):
+        slopes_of(args)
+    elif isinstance(args, Trace):
         trace(args)
     elif isinstance(args, Methods):
         methods(args)
@@ -102,6 +113,11 @@ def _methods_args(args: Annotated[Methods, tyro.conf.arg(name="")] = Methods()) 
 
 def _trace_args(args: Annotated[Trace, tyro.conf.arg(name="")] = Trace()) -> Trace:
     """Time and peak memory of recycle.trace against width and depth, and of recycle.apply; one thread."""
+    return args
+
+
+def _slopes_args(args: Annotated[Slopes, tyro.conf.arg(name="")] = Slopes()) -> Slopes:
+    """Cost of watching, events and files against the size of a network, and of reading runs against their number."""
     return args
 
 
@@ -210,6 +226,39 @@ def trace(args: Trace) -> dict[str, scaling.Cost]:
         slope = np.polyfit(np.log(sizes), np.log(times), 1)[0]
         console.print(f"{name}: time grows as parameters ** {slope:.2f}", highlight=False)
     return found
+
+
+def slopes_of(args: Slopes) -> dict[str, dict[str, float]]:
+    """Print what each case cost, and the exponents of growth between two neighbours; returns the costs."""
+    part = slice(2) if args.quick else slice(None)
+    families = {
+        "units": slopes.WATCH[part],
+        "parameters": slopes.FILES[:3][part],
+        "groups": (slopes.FILES[0], *slopes.FILES[3:])[part],
+        "runs": slopes.FLEET[part],
+    }
+    cases = list(dict.fromkeys(case for members in families.values() for case in members))
+    with Progress(transient=True) as progress:
+        found = {case: slopes.measured(case) for case in progress.track(cases, description="measuring")}
+    console = Console(width=max(Console().width, 150))
+    for against, members in families.items():
+        table = Table(title=f"against {against}: cost, and exponent from the size before", title_justify="left")
+        names = list(found[members[0]])
+        for name in ("case", *names):
+            table.add_column(name, justify="left" if name == "case" else "right")
+        for number, case in enumerate(members):
+            before = found[members[number - 1]] if number else None
+            table.add_row(case, *(_grown(found[case], before, name, against) for name in names))
+        console.print(table)
+    return found
+
+
+def _grown(now: dict[str, float], before: dict[str, float] | None, name: str, against: str) -> str:
+    """A cost, and by which power of the size it grew."""
+    shown = f"{now[name]:,.0f}" if now[name] >= 100 else f"{now[name]:.3g}"
+    if before is None or name == against or not (now[name] > 0 and before[name] > 0):
+        return shown
+    return f"{shown} ^{np.log(now[name] / before[name]) / np.log(now[against] / before[against]):.2f}"
 
 
 def _maker(kind: Any, width: int) -> Callable[[], BaseAlgorithm]:

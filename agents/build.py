@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -100,7 +101,14 @@ def _one_env(
             frozen=evaluation,
         )
     _check_observations(env.observation_space)
-    return Snapshot(Monitor(env))
+    monitor = Monitor(env)
+    for history in (
+        "episode_returns",
+        "episode_lengths",
+        "episode_times",
+    ):  # it would keep all, in every checkpoint too
+        setattr(monitor, history, deque(maxlen=1))
+    return Snapshot(monitor)
 
 
 def _in_worker(maker: Callable[[], Any]) -> Any:

@@ -48,7 +48,8 @@ _OF_LAYERS = (
 """What is logged for each group."""
 
 _QUIET = ("stdout", "log")
-_ONLY_TENSORBOARD = ("stdout", "log", "json", "csv")
+_BINS = 30
+"""Of a histogram, evenly spaced: TensorBoard's own are hundreds, and were three quarters of an event's bytes."""
 
 _WATCHING: WeakKeyDictionary[BaseAlgorithm, list[Recycler]] = WeakKeyDictionary()
 """Those with hooks on a model that trains, or did when it was interrupted: SB3 tells callbacks of no exception."""
@@ -79,6 +80,8 @@ class RecycleCallback(BaseCallback):
             observations of the latest rollout; six passes over them an event.
         edits: file to which every event is appended, one JSON object a line; None: ``edits.jsonl`` in the
             logger's folder, if it has one.
+        keep_reports: how many events :attr:`reports` holds, the latest: a run that goes on for days makes many.
+            ``edits.jsonl`` has them all.
         seed: of the private random generator; training's own random numbers are not touched.
         verbose: 1 prints every report.
 
@@ -100,6 +103,7 @@ class RecycleCallback(BaseCallback):
         exclude: Sequence[str] | None = None,
         jumps: bool = False,
         edits: str | Path | None = None,
+        keep_reports: int = 1000,
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
@@ -127,13 +131,16 @@ class RecycleCallback(BaseCallback):
         self.recyclers: dict[str, Recycler] = {}
         """One for each network of the model, once training has begun."""
         self.reports: list[dict[str, Report]] = []
-        """What every event saw and did, by network."""
+        """What the latest events saw and did, by network."""
+        self.keep_reports = keep_reports
         self._networks: dict[str, Network] = {}
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
         self._trained = 0  # updates, when what they logged was last looked at
         self._owner: BaseAlgorithm | None = None
+        if keep_reports < 1:
+            raise ValueError(f"keep_reports counts events: expected 1 or more, got {keep_reports}")
         if not 0 < cap <= 1 or cooldown < 0 or sample_every < 1:
             raise ValueError(
                 "expected 0 < cap <= 1 (a part of a layer), cooldown >= 0 (events), sample_every >= 1 (passes), "
@@ -319,6 +326,7 @@ class RecycleCallback(BaseCallback):
 
     def _event(self, reports: dict[str, Report]) -> None:
         self.reports.append(reports)
+        del self.reports[: -self.keep_reports]
         logger = Logger(self.logger.get_dir(), self.logger.output_formats)  # a row of our own: theirs is half full
         for name, report in reports.items():
             self._totals[name]["recycled"] += report.recycled
@@ -355,8 +363,9 @@ class RecycleCallback(BaseCallback):
                 value = float(group.width_after if quantity == "width" else getattr(group, quantity))
                 if not math.isnan(value):
                     logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=_QUIET)
-        for name, values in self.recyclers[network].histograms().items():
-            logger.record(f"recycle/{network}/{name}", values, exclude=_ONLY_TENSORBOARD)
+        for output in self._boards():
+            for name, values in self.recyclers[network].histograms().items():
+                output.writer.add_histogram(f"recycle/{network}/{name}", values, self.num_timesteps, bins=_BINS)
 
     def _write_edits(self, reports: dict[str, Report]) -> None:
         folder = self.logger.get_dir()
@@ -367,9 +376,11 @@ class RecycleCallback(BaseCallback):
             for name, report in reports.items():
                 file.write(json.dumps({"step": self.num_timesteps, "network": name, **report.to_dict()}) + "\n")
 
+    def _boards(self) -> list[TensorBoardOutputFormat]:
+        return [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+
     def _write_layout(self) -> None:
         """One TensorBoard chart on which all layers' dead-unit curves stand together."""
-        formats = [f for f in self.logger.output_formats if isinstance(f, TensorBoardOutputFormat)]
         charts = {
             f"{network}: {title}": [
                 "Multiline",
@@ -383,7 +394,7 @@ class RecycleCallback(BaseCallback):
                 ("width", "width"),
             )
         }
-        for output in formats:
+        for output in self._boards():
             output.writer.add_custom_scalars({"recycle": charts})
 
     # -- state ---------------------------------------------------------------------------------------------

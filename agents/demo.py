@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents import compare, plot
 from agents.checks import at_least, chosen, writable
+from agents.children import Children
 from agents.command_line import reported
 from agents.jobs import Job
 from agents.runs import run_folder
@@ -172,14 +174,21 @@ def _job(args: Args, seed: int, algo: str, arm: str) -> Job:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
-    """Run the jobs side by side with a progress bar; returns those that failed and what they said."""
+    """Run the jobs side by side with a progress bar; returns those that failed and what they said.
+
+    A run that was interrupted goes on where its last checkpoint stands.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C; the runs have written checkpoints.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool:
+    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool, Children() as children:
         bar = progress.add_task(f"training {len(jobs)} agents, steps", total=sum(job.steps for job in jobs))
         results: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
         for job in jobs:
-            results[job.folder] = pool.submit(_train, job, results.get(job.after) if job.after else None)
+            source = results.get(job.after) if job.after else None
+            results[job.folder] = pool.submit(_train, job, source, children)
         while not all(result.done() for result in results.values()):
             progress.update(bar, completed=sum(job.done() for job in jobs))
             time.sleep(1)
@@ -188,10 +197,21 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]
 
 
-def _train(job: Job, source: Future[subprocess.CompletedProcess[str]] | None) -> subprocess.CompletedProcess[str]:
+def _train(
+    job: Job, source: Future[subprocess.CompletedProcess[str]] | None, children: Children
+) -> subprocess.CompletedProcess[str]:
     if source is not None:
         source.result()
-    return subprocess.run(job.command, capture_output=True, text=True)
+    return children.run(_command(job))
+
+
+def _command(job: Job) -> tuple[str, ...]:
+    """Go on with a run that was begun by the very same command, or begin."""
+    started = job.folder / "command.txt"
+    same = shlex.join(["python", *job.command[1:]]) + "\n"
+    if started.exists() and started.read_text(encoding="utf-8") == same:
+        return (*job.command[:3], "--resume", str(job.folder))
+    return job.command
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import recycle
 from agents.callback import build_method
 from agents.checks import chosen, writable
+from agents.children import end_with
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
 from agents.statistics import band, estimate, paired_difference
@@ -210,7 +211,7 @@ def _compare(args: Args) -> None:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
 
 
 def _settings(arm: str, args: Args) -> str:

@@ -35,7 +35,7 @@ class Cost:
 
     parameters: int
     seconds: float
-    """Of ``trace``; of one ``apply``."""
+    """Of processor time, so that other programs do not count: of ``trace``; of one ``apply``."""
     growth: float
     """Bytes by which the process grew at its peak, over the bytes of the model's parameters and buffers."""
     copying: float = 0.0
@@ -65,11 +65,11 @@ def run(case: str) -> Cost:
     net, batch = _network(kind, size)
     warm, example = _network("mlp", "8x2")
     recycle.trace(warm, lambda: warm(example))  # imports and caches are nobody's growth
-    before = _memory("VmRSS", reset=True)
-    start = time.perf_counter()
+    before = memory("VmRSS", reset=True)
+    start = time.process_time()
     graph = recycle.trace(net, lambda: net(batch))
-    seconds = time.perf_counter() - start
-    growth = _memory("VmHWM") - before
+    seconds = time.process_time() - start
+    growth = memory("VmHWM") - before
     if not len(graph):
         raise RuntimeError(f"nothing was found in {case!r}: {graph.frozen}")
     held = [*net.parameters(), *net.buffers()]
@@ -191,13 +191,13 @@ def _apply(width: int) -> Cost:
 def _median(run: Callable[[], Any], repeats: int = 15) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return sorted(times)[repeats // 2]
 
 
-def _memory(field: str, *, reset: bool = False) -> float:
+def memory(field: str, *, reset: bool = False) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak since the latest reset) of this process, in bytes."""
     try:
         if reset:

@@ -21,6 +21,7 @@ from agents.build import change_points, close, import_package, load_weights, new
 from agents.callback import RecycleCallback
 from agents.checkpoint import Checkpoint
 from agents.checks import blamed
+from agents.children import end_with_parent
 from agents.command_line import MISTAKES, Broken, one_line, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
 from agents.options import Args, as_config, check
@@ -196,6 +197,7 @@ def _callbacks(args: Args, folder: Path, evaluation: VecEnv | None) -> list[Base
                 jumps=args.jumps,
                 seed=args.seed,
                 edits=folder / "edits.jsonl",
+                keep_reports=1,
                 verbose=args.verbose,
             )
         )
@@ -209,4 +211,5 @@ def _callbacks(args: Args, folder: Path, evaluation: VecEnv | None) -> list[Base
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main())

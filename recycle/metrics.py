@@ -15,6 +15,9 @@ SATURATED = 0.95
 TWIN = 0.98
 """Units whose incoming weights have a larger cosine than this are duplicates."""
 
+_ROWS = 1024
+"""Units that are compared with all others at a time."""
+
 
 def dead(stats: Stats) -> float:
     """Fraction of units that gave one and the same value for every input seen (for ReLU: zero)."""
@@ -79,7 +82,12 @@ def duplicates(group: UnitGroup) -> Tensor:
         rows = [axis.read(group.tensor(axis.name), units).double().flatten(1) for axis in group.incoming
                 if axis.role in ("weight", "bias")]  # fmt: skip
         table = torch.nn.functional.normalize(torch.cat(rows, 1), dim=1).float()
-        return ((table @ table.t()).fill_diagonal_(0) > TWIN).any(1).cpu()
+        found = []
+        for start in range(0, len(table), _ROWS):  # all cosines at once would be gigabytes in a wide layer
+            cosines = table[start : start + _ROWS] @ table.t()
+            cosines.diagonal(start).fill_(0)
+            found.append((cosines > TWIN).any(1))
+        return torch.cat(found).cpu()
 
 
 def resemblance(group: UnitGroup, units: Tensor, others: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.checks import at_least, writable
+from agents.children import end_with
 from agents.figure import COLOURS, FAINT, PLAIN
 from agents.statistics import Estimate, band, estimate, paired_difference
 from recycle.methods.senn import SelfExpanding
@@ -89,7 +90,7 @@ def compare(args: Args) -> None:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, transient=True) as progress,
-        ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)) as pool,
     ):
         job = progress.add_task("networks", total=len(wanted), completed=len(found))
         jobs = {pool.submit(run, *key, args): key for key in wanted if key not in found}

@@ -139,3 +139,35 @@ def test_bad_options_of_methods_are_one_line(capsys, argv):
     assert bench.main(["methods", *argv]) != 0
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and told[0].startswith("error:")
+
+
+def test_slopes_measures_every_case_in_a_process_of_its_own():
+    watched = bench.slopes.measured("watch 16")
+    assert watched["units"] == 32 and watched["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 8 + 8
+    assert watched["event"] > 0 and watched["update"] > 0
+    assert watched["statistics"] >= 2 * 16 * 6 * 4  # six moments a unit, at least
+    with pytest.raises(RuntimeError, match="case 'watch nothing' failed"):
+        bench.slopes.measured("watch nothing")
+
+
+@pytest.mark.slow
+def test_slopes_of_files_and_fleets():
+    files = bench.slopes.measured("files 16x2")
+    assert files["groups"] == 4 and files["units"] == 64 and files["weights"] > 3 * 4 * files["parameters"]
+    assert all(files[name] > 100 for name in ("edits", "events", "progress", "state"))
+    fleet = bench.slopes.measured("fleet 2")
+    assert fleet["files"] == 2 * 7 and fleet["bytes"] > 2 * 100_000
+    assert all(fleet[name] > 0 for name in ("read", "plot", "compare", "tensorboard"))
+
+
+def test_slopes_prints_costs_and_exponents(monkeypatch, capsys):
+    def quadratic(case):
+        _, _, size = case.partition(" ")
+        number = float(size.partition("x")[0]) * float(size.partition("x")[2] or 1)
+        sizes = dict.fromkeys(("units", "parameters", "groups", "runs"), number)
+        return sizes | {"cost": number**2, "nothing": 0.0}
+
+    monkeypatch.setattr(bench.slopes, "measured", quadratic)
+    assert bench.main(["slopes", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("^2.00") == 4 and "4,096" in shown and "fleet 100" in shown and "fleet 1000" not in shown

@@ -391,7 +391,16 @@ def test_cap_and_cooldown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"every": 0}, {"warmup": -1}, {"cap": 0}, {"cap": 1.5}, {"cooldown": -1}, {"sample_every": 0}]
+    "bad",
+    [
+        {"every": 0},
+        {"warmup": -1},
+        {"cap": 0},
+        {"cap": 1.5},
+        {"cooldown": -1},
+        {"sample_every": 0},
+        {"keep_reports": 0},
+    ],
 )
 def test_options_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=rf"\b{next(iter(bad))}\b"):
@@ -766,6 +775,13 @@ def test_to_include_and_exclude_everything_is_refused():
 
 
 # The record ----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_latest_reports_are_kept(tmp_path):
+    callback = recycler(method="monitor", every=64, edits=tmp_path / "edits.jsonl", keep_reports=2)
+    ppo().learn(320, callback=callback)
+    assert [reports["policy"].event for reports in callback.reports] == [4, 5]
+    assert len(lines(tmp_path / "edits.jsonl")) == 5
 
 
 @pytest.mark.parametrize(("make", "name"), [(ppo, "policy"), (dqn, "q_net")])

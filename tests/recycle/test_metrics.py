@@ -115,3 +115,12 @@ def test_a_split_without_noise_is_a_duplicate_and_with_noise_it_is_not() -> None
     assert metrics.duplicates(group).tolist() == [True, False, True]
     recycle.apply(Split([0], into=[2], noise=0.5), group, generator=torch.Generator().manual_seed(0))
     assert not metrics.duplicates(group).any()
+
+
+def test_duplicates_are_found_across_the_parts_in_which_wide_layers_are_compared(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    angles = torch.tensor([0.0, 1.0, 2.0, 1.0, 3.0, 2.0, 4.0]).double()
+    rows = torch.stack([angles.cos(), angles.sin()], 1).tolist()
+    group = _net(rows, [0.0] * 7)
+    whole = metrics.duplicates(group).tolist()
+    monkeypatch.setattr(metrics, "_ROWS", 3)
+    assert metrics.duplicates(group).tolist() == whole == [False, True, True, True, False, True, False]

@@ -1,0 +1,98 @@
+"""Processes that end with the one that started them, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from agents.command_line import Stopped
+
+PARENT = "RECYCLE_PARENT"
+"""The environment variable in which a child of :class:`Children` finds the number of the process that started it."""
+
+
+class Children:
+    """Runs commands in processes of their own; an error, Ctrl-C or SIGTERM inside the block ends them all.
+
+    They are asked to end (SIGTERM), so that a training run writes a last checkpoint. Where this process is killed it
+    cannot ask: children that call :func:`end_with_parent` see that for themselves. ::
+
+        with ThreadPoolExecutor(2) as pool, Children() as children:
+            ends = [pool.submit(children.run, command) for command in commands]
+
+    Raises:
+        Stopped: the block was left by SIGTERM or Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._over = False
+        self._before: Any = None
+
+    def __enter__(self) -> Children:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        if kind is None:
+            return
+        with self._lock:
+            self._over = True
+            for process in self._running:
+                process.terminate()
+        if isinstance(error, KeyboardInterrupt):
+            number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+            raise Stopped(
+                f"{number.name}: asked all runs to end; the same command goes on with them", 128 + number
+            ) from None
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end and keep what it says; none is begun any more once the block is left by an error."""
+        with self._lock:
+            if self._over:
+                return subprocess.CompletedProcess(command, 128 + signal.SIGTERM, "", "not begun")
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {PARENT: str(os.getpid())},
+                process_group=0,  # Ctrl-C comes to this process alone: a second signal would end a run at once
+            )
+            self._running.add(process)
+        said, complained = process.communicate()
+        with self._lock:
+            self._running.remove(process)
+        return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def end_with_parent() -> None:
+    """If :class:`Children` started this process, ask it to end (SIGTERM) once the one that did so is no more."""
+    parent = os.environ.pop(PARENT, None)  # it is not for processes that this one starts
+    if parent is not None:
+        end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+    """Ask this process to end (SIGTERM) half a second after ``parent``, which started it, is no more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
