@@ -26,7 +26,7 @@ PATIENCE = 600.0
 """Seconds to wait for a run's lock."""
 
 
-def main(argv: Sequence[str]) -> int:
+def attempt(argv: Sequence[str]) -> int:
     """Make the attempt; returns the exit code."""
     folder, *words = argv
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -65,4 +65,4 @@ def start_or_resume(folder: Path, words: Sequence[str], patience: float = PATIEN
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(attempt(sys.argv[1:]))

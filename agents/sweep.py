@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import signal
 import sys
@@ -36,6 +35,7 @@ from agents import gathered, grid, runs
 from agents.board import Board
 from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import build_methods
+from agents.checks import at_least, writable
 from agents.cluster import Cluster, connected
 from agents.command_line import Stopped, pairs, reported
 from agents.jobs import Job, State
@@ -102,13 +102,12 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
         OSError: the runs cannot be kept where they should be.
         Stopped: it was interrupted; the runs have written checkpoints.
     """
-    if args.retries < 0:
-        raise ValueError(f"--retries must be 0 or more, got {args.retries}")
+    at_least(args, retries=0, seeds=1)
+    writable(args.log_folder)
     if not 0 < args.cpus_per_run < float("inf") or not 0 <= args.gpus_per_run < float("inf"):
         raise ValueError("--cpus-per-run must be more than 0 and --gpus-per-run 0 or more")
     trained = runs_of(args, options)
     root = Path(args.log_folder)
-    _check_folder(root)
     states = [State(job) for job in _jobs(root, trained)]
     _try_out(trained)
     missing = [state for state in states if state.stage != "finished"]
@@ -162,15 +161,6 @@ def runs_of(args: Args, options: Sequence[str] = ()) -> list[Run]:
         if run.device.startswith("cuda") and not args.gpus_per_run:
             raise ValueError(f"--device {run.device}: without --gpus-per-run a run sees no GPU")
     return found
-
-
-def _check_folder(root: Path) -> None:
-    """Refuse a place that nothing can be written to, and write nothing."""
-    there = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"--log-folder: {there} is no folder. Choose a folder you may write")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"--log-folder: {there} cannot be written. Choose a folder you may write")
 
 
 def _jobs(root: Path, trained: Sequence[Run]) -> list[Job]:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 import agents
-from agents import bench, build, command_line, compare, demo, growing, plot, regression, train
+from agents import bench, build, command_line, compare, demo, growing, plot, regression, sweep, train
 from agents.experiments import folding, self_expanding
 
 EXAMPLES = 1000
@@ -59,9 +59,10 @@ WORK: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "agents.demo": [(demo, "run_jobs", begins)],
     "agents.growing": [(growing, "run_jobs", begins)],
     "agents.regression": [(regression, "_pool", begins)],
+    "agents.sweep": [(sweep, "connected", begins)],
     "agents.experiments": [(folding, "ProcessPoolExecutor", begins), (self_expanding, "ProcessPoolExecutor", begins)],
     "agents.bench": [
-        (bench, "_learn", begins), (bench.costs, "cost_of", begins), (bench.scaling, "measured", begins)],
+        (bench, "_learn", begins), (bench.costs, "cost_of", begins), (bench.scaling, "measured", begins), (bench.slopes, "measured", begins)],
     "agents.plot": [(plot, "draw", NoFigure)],
     "agents.compare": [(compare, "draw", NoFigure)],
     "agents.inspect": [],
