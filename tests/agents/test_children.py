@@ -22,13 +22,15 @@ run_jobs([Job(Path(root), command, 1)], 1)
 """
 SLEEPING = """
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from agents.children import Children
 from agents.command_line import reported
 def wait():
     with ThreadPoolExecutor(2) as pool, Children() as children:
         ends = [pool.submit(children.run, ["sleep", "600"]) for _ in range(3)]
-        [end.result() for end in ends]
+        while not all(end.done() for end in ends):
+            time.sleep(0.1)  # as run_jobs does: a signal just before an endless wait for a lock would not be seen
 sys.exit(reported(wait))
 """
 POOL = """
