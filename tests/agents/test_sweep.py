@@ -115,11 +115,11 @@ def test_a_bad_grid_is_one_line_and_writes_nothing(written, tmp_path, capsys, te
 
 @pytest.mark.parametrize(("words", "message"), [
     ([], "the grid is empty"),
-    (["--seeds", "0"], "seeds is empty"),
+    (["--seeds", "0"], "--seeds must be at least 1, got 0"),
     (["nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
     (["--seeds", "1", "--", "--overwrite"], "--overwrite is not for a run of a grid"),
     (["--seeds", "1", "--", "-n", "0"], "--n-timesteps must be at least 1, got 0"),
-    (["--seeds", "1", "--retries", "-1"], "--retries must be 0 or more, got -1"),
+    (["--seeds", "1", "--retries", "-1"], "--retries must be at least 0, got -1"),
     (["--seeds", "1", "--cpus-per-run", "nan"], "--cpus-per-run must be more than 0"),
     (["--seeds", "1", "--address", "nonsense"], "expected HOST:PORT of a cluster's head, or auto, got 'nonsense'"),
     (["--seeds", "1", "--address", "127.0.0.1:1"], "nobody answers at 127.0.0.1:1"),
