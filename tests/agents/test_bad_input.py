@@ -62,7 +62,8 @@ WORK: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "agents.sweep": [(sweep, "connected", begins)],
     "agents.experiments": [(folding, "ProcessPoolExecutor", begins), (self_expanding, "ProcessPoolExecutor", begins)],
     "agents.bench": [
-        (bench, "_learn", begins), (bench.costs, "cost_of", begins), (bench.scaling, "measured", begins), (bench.slopes, "measured", begins)],
+        (bench, "_learn", begins), (bench.costs, "cost_of", begins),
+        (bench.scaling, "measured", begins), (bench.slopes, "measured", begins)],
     "agents.plot": [(plot, "draw", NoFigure)],
     "agents.compare": [(compare, "draw", NoFigure)],
     "agents.inspect": [],

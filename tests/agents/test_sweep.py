@@ -100,7 +100,7 @@ def test_options_are_typed_as_they_are_read(given):
     ("methods: [none, ~]", "methods: expected a name, got nothing"),
     ("methods: [{tag: x}]", "methods: an entry names its method"),
     ("methods: [none, rdo]", "did you mean 'redo'?"),
-    ("methods: [{method: redo, method_kwargs: {tua: 1}}]", "method 'redo' has the options"),
+    ("methods: [{method: redo, method_kwargs: {tua: 1}}]", "method 'redo' has no option 'tua': did you mean 'tau'"),
     ("algos: [pp]", "did you mean 'ppo'?"),
     ("envs: [CartPol-v1]", "Did you mean: `CartPole`?"),
     ("drifts: [permut]", "did you mean 'permute'?"),
