@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents import compare, plot
 from agents.checks import at_least, chosen, writable
-from agents.children import Children
 from agents.command_line import reported
-from agents.jobs import Job
+from agents.jobs import Job, run_jobs
 from agents.runs import run_folder
 
 ENV = "DigitsBandit-v1"
@@ -171,47 +165,6 @@ def _job(args: Args, seed: int, algo: str, arm: str) -> Job:
     what = ("--drift", task.drift, "--change", f"every:{task.change}", *task.options.split(), *own)
     where = ("-n", str(task.steps), "--log-folder", root, "--overwrite")
     return Job(folder, (sys.executable, "-m", "agents.train", *who, *what, *where), task.steps, source)
-
-
-def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
-    """Run the jobs side by side with a progress bar; returns those that failed and what they said.
-
-    A run that was interrupted goes on where its last checkpoint stands.
-
-    Raises:
-        Stopped: SIGTERM or Ctrl-C; the runs have written checkpoints.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool, Children() as children:
-        bar = progress.add_task(f"training {len(jobs)} agents, steps", total=sum(job.steps for job in jobs))
-        results: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
-        for job in jobs:
-            source = results.get(job.after) if job.after else None
-            results[job.folder] = pool.submit(_train, job, source, children)
-        while not all(result.done() for result in results.values()):
-            progress.update(bar, completed=sum(job.done() for job in jobs))
-            time.sleep(1)
-        progress.update(bar, completed=sum(job.done() for job in jobs))
-    ended = [(job, results[job.folder].result()) for job in jobs]
-    return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]
-
-
-def _train(
-    job: Job, source: Future[subprocess.CompletedProcess[str]] | None, children: Children
-) -> subprocess.CompletedProcess[str]:
-    if source is not None:
-        source.result()
-    return children.run(_command(job))
-
-
-def _command(job: Job) -> tuple[str, ...]:
-    """Go on with a run that was begun by the very same command, or begin."""
-    started = job.folder / "command.txt"
-    same = shlex.join(["python", *job.command[1:]]) + "\n"
-    if started.exists() and started.read_text(encoding="utf-8") == same:
-        return (*job.command[:3], "--resume", str(job.folder))
-    return job.command
 
 
 if __name__ == "__main__":

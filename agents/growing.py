@@ -18,8 +18,8 @@ from agents import plot
 from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import pairs, reported
-from agents.demo import ENV, run_jobs
-from agents.jobs import Job
+from agents.demo import ENV
+from agents.jobs import Job, run_jobs
 from agents.results import Run, read_run
 from agents.runs import run_folder
 from agents.statistics import Floats, estimate

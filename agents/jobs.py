@@ -1,14 +1,21 @@
-"""A training run that is to be done, and how far it is: what the demonstration and the sweep make lists of."""
+"""Training runs that are to be done: how far each is, and doing them side by side on this machine."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents import runs
+from agents.children import Children
 
 
 @dataclass(frozen=True)
@@ -46,54 +53,42 @@ class Job:
         return max((int(found[1]) for found in steps if found), default=0)
 
 
-@dataclass
-class State:
-    """Where a sweep stands with a job."""
+def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
+    """Run the jobs side by side with a progress bar; returns those that failed and what they said.
 
-    job: Job
-    stage: Literal["waiting", "running", "finished", "failed"] = "waiting"
-    host: str = ""
-    attempts: int = 0
-    failures: int = 0
-    """Attempts in a row that brought no new checkpoint, and the one before them."""
-    error: str = ""
-    """The last line of the attempt that failed last; "" once one ended well."""
+    A run that was interrupted goes on where its last checkpoint stands.
 
-    def __post_init__(self) -> None:
-        self.saved = self.job.saved()
-        self.stage = "finished" if self.job.finished else "waiting"
-        self.queued()
+    Raises:
+        Stopped: SIGTERM or Ctrl-C; the runs have written checkpoints.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress, ThreadPoolExecutor(workers) as pool, Children() as children:
+        bar = progress.add_task(f"training {len(jobs)} agents, steps", total=sum(job.steps for job in jobs))
+        results: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
+        for job in jobs:
+            source = results.get(job.after) if job.after else None
+            results[job.folder] = pool.submit(_train, job, source, children)
+        while not all(result.done() for result in results.values()):
+            progress.update(bar, completed=sum(job.done() for job in jobs))
+            time.sleep(1)
+        progress.update(bar, completed=sum(job.done() for job in jobs))
+    ended = [(job, results[job.folder].result()) for job in jobs]
+    return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]
 
-    @property
-    def log(self) -> Path:
-        """What its attempts wrote, beside its folder."""
-        return self.job.folder.with_name(f"{self.job.folder.name}.log")
 
-    def queued(self) -> None:
-        """An attempt is asked for."""
-        self._read = self._size()
+def _train(
+    job: Job, source: Future[subprocess.CompletedProcess[str]] | None, children: Children
+) -> subprocess.CompletedProcess[str]:
+    if source is not None:
+        source.result()
+    return children.run(_command(job))
 
-    def look(self) -> bool:
-        """Whether its attempt has just begun, as its log tells."""
-        if self.stage != "waiting" or self._size() <= self._read:
-            return False
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            self.host = file.readline().decode(errors="replace").partition(" on ")[2].partition(",")[0]
-        self.stage = "running"
-        return True
 
-    def _size(self) -> int:
-        try:
-            return self.log.stat().st_size
-        except OSError:
-            return 0
-
-    def ended(self, code: int, host: str, said: str, retries: int) -> None:
-        """An attempt has ended, with an exit code and a last line."""
-        self.attempts, self.host, self.error = self.attempts + 1, host or self.host, said if code else ""
-        saved = self.job.saved()
-        self.failures = self.failures + 1 if saved <= self.saved else 1
-        self.saved = max(self.saved, saved)
-        over: Literal["waiting", "failed"] = "failed" if self.failures > retries else "waiting"
-        self.stage = over if code else "finished"
+def _command(job: Job) -> tuple[str, ...]:
+    """Go on with a run that was begun by the very same command, or begin."""
+    started = job.folder / "command.txt"
+    same = shlex.join(["python", *job.command[1:]]) + "\n"
+    if started.exists() and started.read_text(encoding="utf-8") == same:
+        return (*job.command[:3], "--resume", str(job.folder))
+    return job.command

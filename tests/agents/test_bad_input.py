@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 import agents
-from agents import bench, build, command_line, compare, demo, growing, plot, regression, sweep, train
+from agents import build, command_line, compare, demo, growing, plot, regression, train
+from agents.bench import __main__ as bench
 from agents.experiments import folding, self_expanding
+from agents.sweep import __main__ as sweep
 
 EXAMPLES = 1000
 MANY = int(os.environ.get("BAD_INPUT", "10000"))

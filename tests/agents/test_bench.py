@@ -4,7 +4,8 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 
 import recycle
-from agents import bench, inside
+from agents.bench import __main__ as bench
+from agents.bench import inside
 from recycle.track import Tracker
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 TRAINING = """
 import sys
 from pathlib import Path
-from agents.demo import Job, run_jobs
+from agents.jobs import Job, run_jobs
 root, *words = sys.argv[1:]
 command = (sys.executable, "-m", "agents.train", *words, "--log-folder", root)
 run_jobs([Job(Path(root), command, 1)], 1)

@@ -6,7 +6,7 @@ import tyro
 
 from agents import demo, runs, train
 from agents.demo import ARMS, TASKS, Args, main
-from agents.jobs import Job
+from agents.jobs import Job, _command
 from recycle.methods import METHODS
 
 
@@ -63,9 +63,9 @@ def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, c
 def test_a_run_that_the_same_command_began_goes_on_and_another_begins_anew(tmp_path: Path) -> None:
     job = jobs(("redo",), seeds=1)[0]
     begun = dataclasses.replace(job, folder=tmp_path)
-    assert demo._command(begun) == job.command
+    assert _command(begun) == job.command
     runs.create(tmp_path / "run", {}, job.command[3:], overwrite=False)
     begun = dataclasses.replace(job, folder=tmp_path / "run")
-    assert demo._command(begun)[1:] == ("-m", "agents.train", "--resume", str(begun.folder))
+    assert _command(begun)[1:] == ("-m", "agents.train", "--resume", str(begun.folder))
     longer = dataclasses.replace(begun, command=(*job.command, "--verbose", "1"))
-    assert demo._command(longer) == longer.command
+    assert _command(longer) == longer.command

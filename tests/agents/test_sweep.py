@@ -14,13 +14,15 @@ import pytest
 import tyro
 import yaml
 
-from agents import cluster as clusters
-from agents import grid, runs
-from agents.attempt import start_or_resume
-from agents.jobs import Job, State
+from agents import runs
+from agents.jobs import Job
 from agents.options import Args, as_words
-from agents.sweep import Args as Sweep
-from agents.sweep import main, runs_of
+from agents.sweep import cluster as clusters
+from agents.sweep import grid
+from agents.sweep.__main__ import Args as Sweep
+from agents.sweep.__main__ import main, runs_of
+from agents.sweep.attempt import start_or_resume
+from agents.sweep.state import State
 from tests.agents import faulty  # noqa: F401, registers its environments
 from tests.agents.resuming import BARE, NET, PPO, RANDOM, ROLLOUTS, all_differences, stopped_at, train
 

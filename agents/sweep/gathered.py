@@ -13,9 +13,9 @@ from rich.console import Console
 
 from agents import plot
 from agents.files import write_text
-from agents.jobs import State
 from agents.results import BadRun, Run, read_run
 from agents.summary import summarise
+from agents.sweep.state import State
 
 NAMES = ("algo", "env", "drift", "method", "tag", "seed")
 NUMBERS = ("first_task", "later_tasks", "last_task", "area", "dead", "recycled", "re_died")

@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
 import recycle
+from agents.bench.inside import inside
 from agents.callback import build_method
-from agents.inside import inside
 
 EVERY: Mapping[str, int] = {"redo": 1000, "regrama": 1000, "cbp": 100}
 """Updates from event to event as published, where that is said; CBP's running averages remember 100 updates."""

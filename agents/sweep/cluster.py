@@ -192,7 +192,7 @@ def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool)
         output.flush()
         begin = output.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "agents.attempt", folder, *words],
+            [sys.executable, "-m", "agents.sweep.attempt", folder, *words],
             cwd=workplace,
             env=environment,
             stdin=subprocess.PIPE,  # never written to; it closes with this worker

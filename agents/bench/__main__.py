@@ -19,11 +19,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 import recycle
-from agents import costs, scaling, slopes
+from agents.bench import costs, scaling, slopes
+from agents.bench.inside import inside
 from agents.callback import RecycleCallback, build_methods
 from agents.checks import at_least, threads
 from agents.command_line import reported
-from agents.inside import inside
 from agents.networks import networks_of
 from agents.statistics import estimate
 

@@ -1,4 +1,4 @@
-"""One attempt at a run of a sweep, in a process of its own: ``python -m agents.attempt FOLDER OPTIONS...``.
+"""One attempt at a run of a sweep, in a process of its own: ``python -m agents.sweep.attempt FOLDER OPTIONS...``.
 
 It starts the run with these options of ``agents.train``, or goes on from its checkpoint where it has begun. As long as
 another process holds the run's lock (one that was cut off from the sweep and is still writing its checkpoint, perhaps

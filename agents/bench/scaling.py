@@ -1,6 +1,6 @@
 """Time and memory of ``recycle.trace``, and time of ``recycle.apply``, against the size of a network.
 
-Every case runs in a process of its own (``python -m agents.scaling "mlp 64x8"``), which prints one line of JSON.
+Every case runs in a process of its own (``python -m agents.bench.scaling "mlp 64x8"``), which prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def measured(case: str) -> Cost:
     Raises:
         RuntimeError: the process failed.
     """
-    command = [sys.executable, "-m", "agents.scaling", case]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-m", "agents.bench.scaling", case]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise RuntimeError(f"the case {case!r} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
     return Cost(**json.loads(done.stdout.splitlines()[-1]))

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from agents.jobs import State
+from agents.sweep.state import State
 
 SHARE = 20
 """Looking at files, perhaps across a network, takes no more than one part in so many of the time."""

@@ -1,7 +1,7 @@
 """Cost of watching, events and files against the size of a network, and of reading runs against their number.
 
-Every case runs in a process of its own (``python -m agents.slopes "watch 256"``), which prints one line of JSON. Times
-are processor time of one thread, so that other programs do not count.
+Every case runs in a process of its own (``python -m agents.bench.slopes "watch 256"``), which prints one line of JSON.
+Times are processor time of one thread, so that other programs do not count.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import recycle
 from agents import checkpoint, compare, plot, train
+from agents.bench.scaling import memory
 from agents.results import find_runs, read_run
 from agents.runs import run_folder
-from agents.scaling import memory
 
 WATCH = tuple(f"watch {width}" for width in (64, 256, 1024, 4096))
 """Width of two hidden layers, Adam, batches of 64."""
@@ -45,8 +45,8 @@ def measured(case: str) -> dict[str, float]:
     Raises:
         RuntimeError: the process failed.
     """
-    command = [sys.executable, "-m", "agents.slopes", case]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-m", "agents.bench.slopes", case]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise RuntimeError(f"the case {case!r} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,8 +1,8 @@
 """Many runs, on this machine or on many: ``python -m agents.sweep --help``.
 
-A grid (:mod:`agents.grid`) is trained with Ray, each run in a process of its own. What is there already is kept: a run
-that is finished is not trained again, one that has begun goes on from its checkpoint. So the same command goes on with
-a sweep that was interrupted, and adds what is missing to one that has grown.
+A grid (:mod:`agents.sweep.grid`) is trained with Ray, each run in a process of its own. What is there already is kept:
+a run that is finished is not trained again, one that has begun goes on from its checkpoint. So the same command goes on
+with a sweep that was interrupted, and adds what is missing to one that has grown.
 
 A run whose process, worker or machine is lost is tried again wherever there is room, from its last checkpoint; so is
 one that ends in an error. ``--retries`` counts attempts in a row that bring no new checkpoint.
@@ -31,16 +31,18 @@ import tyro
 from rich.console import Console
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import gathered, grid, runs
-from agents.board import Board
+from agents import runs
 from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import build_methods
 from agents.checks import at_least, writable
-from agents.cluster import Cluster, connected
 from agents.command_line import Stopped, pairs, reported
-from agents.jobs import Job, State
+from agents.jobs import Job
 from agents.options import Args as Run
 from agents.options import as_config, as_words, check
+from agents.sweep import gathered, grid
+from agents.sweep.board import Board
+from agents.sweep.cluster import Cluster, connected
+from agents.sweep.state import State
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Args:
     """
 
     grid: Annotated[Path | None, tyro.conf.Positional] = None
-    """A yaml file with methods, envs, drifts, algos, seeds and options; agents/grid.py shows one."""
+    """A yaml file with methods, envs, drifts, algos, seeds and options; agents/sweep/grid.py shows one."""
     methods: tuple[str, ...] = ()
     """Methods of --method, none among them: not even watched. They stand in place of the file's, as all axes do."""
     envs: tuple[str, ...] = ()
