@@ -14,7 +14,7 @@ from typing import Any
 from agents.command_line import Stopped
 
 PARENT = "RECYCLE_PARENT"
-"""The environment variable in which a child of :class:`Children` finds the number of the process that started it."""
+"""The environment variable in which a child finds the number of the process that started it and watches over it."""
 
 
 class Children:
@@ -81,7 +81,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """If :class:`Children` started this process, ask it to end (SIGTERM) once the one that did so is no more."""
+    """Ask this process to end (SIGTERM) once the one that :data:`PARENT` names, which started it, is no more."""
     parent = os.environ.pop(PARENT, None)  # it is not for processes that this one starts
     if parent is not None:
         end_with(int(parent))

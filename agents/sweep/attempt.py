@@ -2,22 +2,19 @@
 
 It starts the run with these options of ``agents.train``, or goes on from its checkpoint where it has begun. As long as
 another process holds the run's lock (one that was cut off from the sweep and is still writing its checkpoint, perhaps
-on another machine) it waits. It ends in order, with a checkpoint, when the process that started it is gone: that one
-holds the other end of its standard input.
+on another machine) it waits. It ends in order, with a checkpoint, when the process that started it is gone.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
+from agents.children import end_with_parent
 from agents.command_line import reported
 from agents.options import Args
 from agents.train import resume, train
@@ -29,14 +26,8 @@ PATIENCE = 600.0
 def attempt(argv: Sequence[str]) -> int:
     """Make the attempt; returns the exit code."""
     folder, *words = argv
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     return reported(lambda: print(start_or_resume(Path(folder), words)))
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start_or_resume(folder: Path, words: Sequence[str], patience: float = PATIENCE) -> Path:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from agents.children import PARENT
+
 QUIET = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_kill_child_processes_on_worker_exit")
 """What Ray shall not do: report home, warn of a run without a GPU, and kill a run that is writing its last checkpoint
 (on a cluster that others started this is set there)."""
@@ -186,7 +188,7 @@ def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool)
     for needed in (workplace, os.path.dirname(log)):
         if not os.path.isdir(needed):
             return 1, host, f"{needed} is not there on {host}: all machines must see the same files"
-    environment = os.environ | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
+    environment = os.environ | {PARENT: str(os.getpid())} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     with open(log, "ab") as output:
         output.write(f"--- attempt on {host}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         output.flush()
@@ -195,7 +197,7 @@ def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool)
             [sys.executable, "-m", "agents.sweep.attempt", folder, *words],
             cwd=workplace,
             env=environment,
-            stdin=subprocess.PIPE,  # never written to; it closes with this worker
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C reaches it once, through the sweep

@@ -320,6 +320,7 @@ def test_runs_whose_process_or_worker_is_killed_go_on_from_their_checkpoints(clu
     def kill(pids):
         os.kill(pids["0"], signal.SIGKILL)  # the training process
         os.kill(parent(pids["1"]), signal.SIGKILL)  # the worker of Ray that watches over it
+        time.sleep(2)  # the run looks twice a second whether that one is still there
 
     thread = meanwhile(folder, 2, kill)
     words = ["--seeds", "2", "--address", cluster.address, "--log-folder", str(root), "--", *given]
