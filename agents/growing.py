@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
-from agents import plot
+from agents import options, plot
 from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import pairs, reported
 from agents.demo import ENV
 from agents.jobs import Job, run_jobs
 from agents.results import Run, read_run
-from agents.runs import run_folder
+from agents.runs import check_same, run_folder
 from agents.statistics import Floats, estimate
 from agents.summary import summarise
 
@@ -76,9 +76,9 @@ def run(args: Args) -> int:
     """Run what is missing, then the tables and the figure; returns the exit code.
 
     Raises:
-        ValueError: an option is out of range, or there is no such method.
+        ValueError: an option is out of range, there is no such method, or a run is there with other options.
     """
-    at_least(args, seeds=1, workers=1, steps=1)
+    at_least(args, seeds=1, workers=1, steps=1, every=1, sample_every=1)
     build_methods(args.method, pairs(args.method_kwargs))
     writable(args.log_folder)
     console = Console(width=max(Console().width, 170))
@@ -125,7 +125,11 @@ def _job(args: Args, seed: int, method: str, tag: str | None, widths: object, ow
 
 
 def _ran(jobs: Sequence[Job], args: Args, console: Console) -> bool:
-    """Run the jobs that have not finished; whether all went well."""
+    """Run the jobs that have not finished; whether all went well. What is there already must be these runs."""
+    for job in jobs:
+        asked = tyro.cli(options.Args, args=job.command[3:])
+        options.check(asked)
+        check_same(job.folder, asked)
     failures = run_jobs([job for job in jobs if not job.finished], args.workers)
     for job, output in failures:
         console.print(f"failed: {' '.join(job.command)}\n{output}", markup=False, highlight=False)

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.files import claimed, whole, write_text
-from agents.options import FORMAT, Args, from_config
+from agents.options import FORMAT, Args, as_config, from_config
 
 
 def run_folder(
@@ -103,6 +103,27 @@ def read_args(folder: Path) -> Args:
             "the version that wrote it"
         )
     return from_config(config)
+
+
+HOW = ("log_folder", "overwrite", "progress", "verbose", "save_freq", "save_minutes", "keep", "device", "num_threads")
+"""Options that do not say what is trained."""
+
+
+def check_same(folder: Path, asked: Args) -> None:
+    """Refuse to take the run in a folder, if there is one, for the one that is asked for; :data:`HOW` may differ.
+
+    Raises:
+        ValueError: it has another option, or is one that :func:`read_args` refuses.
+    """
+    if not (folder / "config.yaml").exists():
+        return
+    there = as_config(read_args(folder))
+    for name, value in as_config(asked).items():
+        if name not in HOW and there[name] != value:
+            raise ValueError(
+                f"{folder} holds a run of {name} {there[name]!r}, now {value!r} is asked for. Choose another "
+                "--log-folder, tell them apart with a tag, or delete it"
+            )
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:

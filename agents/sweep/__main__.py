@@ -38,7 +38,7 @@ from agents.checks import at_least, writable
 from agents.command_line import Stopped, pairs, reported
 from agents.jobs import Job
 from agents.options import Args as Run
-from agents.options import as_config, as_words, check
+from agents.options import as_words, check
 from agents.sweep import gathered, grid
 from agents.sweep.board import Board
 from agents.sweep.cluster import Cluster, connected
@@ -174,27 +174,13 @@ def _jobs(root: Path, trained: Sequence[Run]) -> list[Job]:
         )
         if folder in jobs:
             raise ValueError(f"two runs of the grid are kept in {folder}: tell them apart with tag: NAME")
-        if (folder / "config.yaml").exists():
-            _check_same(folder, run)
+        runs.check_same(folder, run)
         jobs[folder] = Job(folder, (sys.executable, "-m", "agents.train", *as_words(run)), run.n)
     return list(jobs.values())
 
 
 SHOWN = 90.0
 """Seconds within which what one machine has written is to be seen on another."""
-
-HOW = ("log_folder", "overwrite", "progress", "verbose", "save_freq", "save_minutes", "keep", "device", "num_threads")
-"""Options that do not say what is trained; a run that is there keeps its own."""
-
-
-def _check_same(folder: Path, run: Run) -> None:
-    there, asked = as_config(runs.read_args(folder)), as_config(run)
-    for name, value in asked.items():
-        if name not in HOW and there[name] != value:
-            raise ValueError(
-                f"{folder} holds a run of {name} {there[name]!r}, the grid asks for {value!r}. Choose another "
-                "--log-folder, tell them apart with tag: NAME, or delete it"
-            )
 
 
 def _try_out(trained: Sequence[Run]) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tyro
 
-from agents import growing
+from agents import growing, runs
+from agents.options import as_config
 from agents.results import read_run
 from agents.train import Args as TrainArgs
 from tests.agents.test_results import EPISODES, write_run
@@ -51,20 +52,32 @@ def test_every_run_is_one_that_training_understands(tmp_path):
     }
     parsed = {name: tyro.cli(TrainArgs, args=list(job.command[3:])) for name, job in jobs.items()}
     assert {name: (one.method, one.tag) for name, one in parsed.items()} == {
-        "grow": ("grow", None),
+        "grow": ("grow+senn", None),
         "narrow": ("monitor", "narrow"),
         "wide": ("monitor", "wide"),
     }
     assert parsed["wide"].policy_kwargs == ("net_arch:{'pi':[9,8],'vf':[12,10]}", "activation_fn:relu")
     assert parsed["grow"].policy_kwargs == parsed["narrow"].policy_kwargs == ("net_arch:[8,8]", "activation_fn:relu")
-    assert all((one.n, one.seed, one.drift, one.every) == (500, 2, ("permute",), 1024) for one in parsed.values())
+    assert all((one.n, one.seed, one.drift, one.every) == (500, 2, ("permute",), 4096) for one in parsed.values())
     assert len({job.folder for job in jobs.values()}) == 3
+
+
+def test_runs_of_other_options_are_not_taken_for_these(tmp_path, capsys):
+    args = growing.Args(log_folder=str(tmp_path), seeds=1)
+    job = growing.grown(args, 0)
+    runs.create(job.folder, as_config(tyro.cli(TrainArgs, args=list(job.command[3:]))), overwrite=False)
+    (job.folder / "model.zip").touch()
+    here = sorted(tmp_path.rglob("*"))
+    assert growing.main(["--log-folder", str(tmp_path), "--seeds", "1", "--steps", "500"]) == 2
+    told = capsys.readouterr().err
+    assert f"{job.folder} holds a run of total_timesteps 102400, now 500 is asked for" in told
+    assert told.count("\n") == 1 and sorted(tmp_path.rglob("*")) == here
 
 
 @pytest.mark.slow
 def test_it_runs_from_end_to_end_and_keeps_what_is_there(tmp_path, capsys):
     words = ["--log-folder", str(tmp_path), "--seeds", "1", "--steps", "3072"]
-    words += ["--method-kwargs", "when:every:1", "count:0.25", "most:64"]
+    words += ["--method", "grow", "--method-kwargs", "when:every:1", "count:0.25", "most:64", "--every", "1024"]
     assert growing.main(words) == 0
     said = capsys.readouterr().out
     assert "fixed, as wide as the grown one" in said and (tmp_path / "curves.png").exists()
