@@ -110,7 +110,7 @@ class RecycleCallback(BaseCallback):
         check_arguments(
             RecycleCallback.__init__, "RecycleCallback", every=every, warmup=warmup, cooldown=cooldown, cap=cap,
             sample_every=sample_every, include=_listed(include), exclude=_listed(exclude), jumps=jumps, edits=edits,
-            seed=seed, verbose=verbose,
+            keep_reports=keep_reports, seed=seed, verbose=verbose,
         )  # fmt: skip
         super().__init__(verbose)
         if not 0 <= seed < 2**63:

@@ -407,6 +407,12 @@ def test_options_out_of_range_are_refused(bad):
         RecycleCallback(**bad)
 
 
+@pytest.mark.parametrize("bad", [{"every": "10"}, {"keep_reports": "10"}, {"keep_reports": None}, {"jumps": 1}])
+def test_options_of_another_kind_are_refused(bad):
+    with pytest.raises(TypeError, match=rf"\b{next(iter(bad))}\b"):
+        RecycleCallback(**bad)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
