@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
@@ -84,10 +86,15 @@ def end_with_parent() -> None:
     """Ask this process to end (SIGTERM) once the one that :data:`PARENT` names, which started it, is no more."""
     parent = os.environ.pop(PARENT, None)  # it is not for processes that this one starts
     if parent is not None:
-        end_with(int(parent))
+        _end_with(int(parent))
 
 
-def end_with(parent: int) -> None:
+def processes(workers: int) -> ProcessPoolExecutor:
+    """A pool of new processes that end with this one."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
     """Ask this process to end (SIGTERM) half a second after ``parent``, which started it, is no more."""
 
     def watch() -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 import recycle
 from agents.callback import build_method
 from agents.checks import chosen, writable
-from agents.children import end_with
+from agents.children import processes
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
 from agents.statistics import band, estimate, paired_difference
@@ -194,7 +193,7 @@ def _compare(args: Args) -> None:
     found = {arm: kept for arm in args.arms if (kept := _load(folder, arm, args)) is not None}
     missing = [arm for arm in args.arms if arm not in found]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress, _pool(args.workers) as pool:
+    with Progress(*columns, transient=True) as progress, processes(args.workers) as pool:
         job = progress.add_task("arms", total=len(args.arms), completed=len(found))
         jobs = {pool.submit(run, arm, args): arm for arm in missing}
         for ended in as_completed(jobs):
@@ -208,10 +207,6 @@ def _compare(args: Args) -> None:
     path = folder / "regression.png"
     draw(results, args).savefig(path, dpi=110)
     console.print(f"figure: {path}", soft_wrap=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
 
 
 def _settings(arm: str, args: Args) -> str:

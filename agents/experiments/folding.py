@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, pad
 
 from agents.checks import at_least, chosen, writable
-from agents.children import end_with
+from agents.children import processes
 from agents.figure import COLOURS, FAINT, PLAIN
 from recycle.folding import Creases, Direction, Mistakes, boundary, fold
 
@@ -258,8 +257,7 @@ def compare(args: Args) -> None:
     jobs = [(name, seed) for name in args.tasks for seed in range(args.seeds)]
     found = {job: kept for job in jobs if (kept := _load(folder, *job, args)) is not None}
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
-    with Progress(*columns, transient=True) as progress, pool:
+    with Progress(*columns, transient=True) as progress, processes(args.workers) as pool:
         bar = progress.add_task("tasks and seeds", total=len(jobs), completed=len(found))
         running = {pool.submit(run, *job, args): job for job in jobs if job not in found}
         for ended in as_completed(running):

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.checks import at_least, writable
-from agents.children import end_with
+from agents.children import processes
 from agents.figure import COLOURS, FAINT, PLAIN
 from agents.statistics import Estimate, band, estimate, paired_difference
 from recycle.methods.senn import SelfExpanding
@@ -88,10 +87,7 @@ def compare(args: Args) -> None:
     wanted = [(examples, seed) for seed in range(args.seeds) for examples in args.examples]
     found = {key: kept for key in wanted if (kept := _load(folder, key, args)) is not None}
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        Progress(*columns, transient=True) as progress,
-        ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)) as pool,
-    ):
+    with Progress(*columns, transient=True) as progress, processes(args.workers) as pool:
         job = progress.add_task("networks", total=len(wanted), completed=len(found))
         jobs = {pool.submit(run, *key, args): key for key in wanted if key not in found}
         for ended in as_completed(jobs):

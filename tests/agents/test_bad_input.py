@@ -60,9 +60,9 @@ WORK: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "agents.train": [(train, "_learn", no_training), (build, "SubprocVecEnv", build.DummyVecEnv)],
     "agents.demo": [(demo, "run_jobs", begins)],
     "agents.growing": [(growing, "run_jobs", begins)],
-    "agents.regression": [(regression, "_pool", begins)],
+    "agents.regression": [(regression, "processes", begins)],
     "agents.sweep": [(sweep, "connected", begins)],
-    "agents.experiments": [(folding, "ProcessPoolExecutor", begins), (self_expanding, "ProcessPoolExecutor", begins)],
+    "agents.experiments": [(folding, "processes", begins), (self_expanding, "processes", begins)],
     "agents.bench": [
         (bench, "_learn", begins), (bench.costs, "cost_of", begins),
         (bench.scaling, "measured", begins), (bench.slopes, "measured", begins)],

@@ -35,11 +35,9 @@ sys.exit(reported(wait))
 """
 POOL = """
 import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from agents.children import end_with
+from agents.children import processes
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+    pool = processes(1)
     print(pool.submit(os.getpid).result(), flush=True)
     input()
 """
