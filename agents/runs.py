@@ -35,11 +35,8 @@ def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *
         BlockingIOError: another process trains there.
         OSError: the folder cannot be written.
     """
+    check_free(folder, overwrite=overwrite)
     if folder.exists():
-        if not overwrite:
-            raise FileExistsError(
-                f"{folder} exists already. Pass --overwrite to replace it, --tag NAME to keep both, or --resume it"
-            )
         _delete(folder)
     try:
         folder.mkdir(parents=True)
@@ -49,6 +46,18 @@ def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *
         ) from error
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))  # first: it makes this a run
     write_text(folder / "command.txt", shlex.join(["python", "-m", "agents.train", *words]) + "\n")
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to begin a run where something is already.
+
+    Raises:
+        FileExistsError: something is, and ``overwrite`` is False.
+    """
+    if folder.exists() and not overwrite:
+        raise FileExistsError(
+            f"{folder} exists already. Pass --overwrite to replace it, --tag NAME to keep both, or --resume it"
+        )
 
 
 def _delete(folder: Path) -> None:

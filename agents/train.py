@@ -56,10 +56,7 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
         tag=args.tag,
         seed=args.seed,
     )
-    if folder.exists() and not args.overwrite:
-        raise FileExistsError(
-            f"{folder} exists already. Pass --overwrite to replace it, --tag NAME to keep both, or --resume it"
-        )
+    runs.check_free(folder, overwrite=args.overwrite)
     with _built(args, folder) as run:
         config = as_config(args) | {"policy_class": type(run.model.policy).__name__, "change_points": run.changes}
         runs.create(folder, config, words, overwrite=args.overwrite)

@@ -6,12 +6,10 @@ Every case runs in a process of its own (``python -m agents.bench.scaling "mlp 6
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
+from agents.bench import apart
+from agents.bench.apart import memory
 
 MLPS = tuple(f"mlp {width}x4" for width in (64, 256, 1024, 4096))
 """Width: four hidden layers."""
@@ -48,11 +48,7 @@ def measured(case: str) -> Cost:
     Raises:
         RuntimeError: the process failed.
     """
-    command = [sys.executable, "-m", "agents.bench.scaling", case]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    if done.returncode:
-        raise RuntimeError(f"the case {case!r} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
-    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+    return Cost(**apart.measured("agents.bench.scaling", case))
 
 
 def run(case: str) -> Cost:
@@ -195,23 +191,6 @@ def _median(run: Callable[[], Any], repeats: int = 15) -> float:
         run()
         times.append(time.process_time() - start)
     return sorted(times)[repeats // 2]
-
-
-def memory(field: str, *, reset: bool = False) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak since the latest reset) of this process, in bytes."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return next(_fields(field)) * 1024
-    except (OSError, StopIteration):
-        return float("nan")
-
-
-def _fields(name: str) -> Iterator[int]:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            yield int(value.split()[0])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import gc
 import io
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 
 import recycle
 from agents import checkpoint, compare, plot, train
-from agents.bench.scaling import memory
+from agents.bench import apart
+from agents.bench.apart import memory
 from agents.results import find_runs, read_run
 from agents.runs import run_folder
 
@@ -45,12 +45,7 @@ def measured(case: str) -> dict[str, float]:
     Raises:
         RuntimeError: the process failed.
     """
-    command = [sys.executable, "-m", "agents.bench.slopes", case]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    if done.returncode:
-        raise RuntimeError(f"the case {case!r} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return apart.measured("agents.bench.slopes", case)
 
 
 def run(case: str) -> dict[str, float]:
