@@ -164,7 +164,7 @@ def _job(args: Args, seed: int, algo: str, arm: str) -> Job:
     who = ("--algo", algo, "--env", ENV, "--method", method, "--seed", str(seed), *(("--tag", tag) if tag else ()))
     what = ("--drift", task.drift, "--change", f"every:{task.change}", *task.options.split(), *own)
     where = ("-n", str(task.steps), "--log-folder", root, "--overwrite")
-    return Job(folder, (sys.executable, "-m", "agents.train", *who, *what, *where), task.steps, source)
+    return Job(folder, (*who, *what, *where), task.steps, source)
 
 
 if __name__ == "__main__":

@@ -120,14 +120,13 @@ def _job(args: Args, seed: int, method: str, tag: str | None, widths: object, ow
     events = ("--every", str(args.every), "--sample-every", str(args.sample_every))
     where = ("-n", str(args.steps), "--log-folder", root, "--overwrite")
     policy = ("--policy-kwargs", f"net_arch:{arch}", "activation_fn:relu")
-    command = (sys.executable, "-m", "agents.train", *what, *TASK.split(), *policy, *events, *where)
-    return Job(folder, command, args.steps)
+    return Job(folder, (*what, *TASK.split(), *policy, *events, *where), args.steps)
 
 
 def _ran(jobs: Sequence[Job], args: Args, console: Console) -> bool:
     """Run the jobs that have not finished; whether all went well. What is there already must be these runs."""
     for job in jobs:
-        asked = tyro.cli(options.Args, args=job.command[3:])
+        asked = tyro.cli(options.Args, args=job.options)
         options.check(asked)
         check_same(job.folder, asked)
     failures = run_jobs([job for job in jobs if not job.finished], args.workers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +25,16 @@ class Job:
     """One training run."""
 
     folder: Path
-    command: tuple[str, ...]
-    """Of a new run: an interpreter, ``-m``, ``agents.train`` and its options."""
+    options: tuple[str, ...]
+    """Of ``agents.train``, as they are typed for a new run."""
     steps: int
     after: Path | None = None
     """The run that has to be finished first."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts a new run."""
+        return (sys.executable, "-m", "agents.train", *self.options)
 
     @property
     def finished(self) -> bool:
@@ -90,5 +97,5 @@ def _command(job: Job) -> tuple[str, ...]:
     started = job.folder / "command.txt"
     same = shlex.join(["python", *job.command[1:]]) + "\n"
     if started.exists() and started.read_text(encoding="utf-8") == same:
-        return (*job.command[:3], "--resume", str(job.folder))
+        job = dataclasses.replace(job, options=("--resume", str(job.folder)))
     return job.command

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.callback import build_method
-from agents.checks import chosen, writable
+from agents.checks import at_least, chosen, writable
 from agents.children import processes
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
@@ -182,11 +182,9 @@ def _compare(args: Args) -> None:
     chosen("--arms", args.arms, ARMS)
     if not 0 < args.learning_rate < float("inf"):
         raise ValueError(f"--learning-rate must be above 0 and finite, got {args.learning_rate}")
-    if args.seeds < 1 or args.workers < 1 or args.flip < 1 or args.examples < 1 or args.examples % (BINS * args.flip):
-        raise ValueError(
-            f"--seeds, --workers and --flip must be at least 1, --examples a multiple of {BINS} x flip: "
-            f"got {args.seeds}, {args.workers}, {args.flip}, {args.examples}"
-        )
+    at_least(args, seeds=1, workers=1, flip=1, examples=1)
+    if args.examples % (BINS * args.flip):
+        raise ValueError(f"--examples must be a multiple of {BINS} x flip, {BINS * args.flip}, got {args.examples}")
     writable(args.log_folder)
     folder = Path(args.log_folder)
     folder.mkdir(parents=True, exist_ok=True)

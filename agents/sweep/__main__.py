@@ -107,7 +107,8 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
     at_least(args, retries=0, seeds=1)
     writable(args.log_folder)
     if not 0 < args.cpus_per_run < float("inf") or not 0 <= args.gpus_per_run < float("inf"):
-        raise ValueError("--cpus-per-run must be more than 0 and --gpus-per-run 0 or more")
+        given = f"{args.cpus_per_run:g} and {args.gpus_per_run:g}"
+        raise ValueError(f"--cpus-per-run must be more than 0 and --gpus-per-run 0 or more, got {given}")
     trained = runs_of(args, options)
     root = Path(args.log_folder)
     states = [State(job) for job in _jobs(root, trained)]
@@ -175,7 +176,7 @@ def _jobs(root: Path, trained: Sequence[Run]) -> list[Job]:
         if folder in jobs:
             raise ValueError(f"two runs of the grid are kept in {folder}: tell them apart with tag: NAME")
         runs.check_same(folder, run)
-        jobs[folder] = Job(folder, (sys.executable, "-m", "agents.train", *as_words(run)), run.n)
+        jobs[folder] = Job(folder, as_words(run), run.n)
     return list(jobs.values())
 
 
@@ -237,7 +238,7 @@ def _train(cluster: Cluster, missing: Sequence[State], board: Board, retries: in
 
     def queue(state: State) -> None:
         state.queued()
-        running[cluster.submit(state.job.folder, state.job.command[3:], state.log)] = state
+        running[cluster.submit(state.job.folder, state.job.options, state.log)] = state
 
     running: dict[Any, State] = {}
     try:

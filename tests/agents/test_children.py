@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 from agents.jobs import Job, run_jobs
 root, *words = sys.argv[1:]
-command = (sys.executable, "-m", "agents.train", *words, "--log-folder", root)
-run_jobs([Job(Path(root), command, 1)], 1)
+run_jobs([Job(Path(root), (*words, "--log-folder", root), 1)], 1)
 """
 SLEEPING = """
 import sys

@@ -18,8 +18,8 @@ def jobs(arms: tuple[str, ...], **options: int) -> list[Job]:
 @pytest.mark.parametrize("algo", TASKS)
 def test_every_arm_is_a_command_that_the_training_script_takes(arm: str, algo: str) -> None:
     job = next(job for job in jobs((arm,)) if f"/{algo}-" in str(job.folder))
-    assert not {"{change}", "{half}", "{after}"} & set("".join(job.command).split())
-    options = tyro.cli(train.Args, args=job.command[3:])
+    assert not {"{change}", "{half}", "{after}"} & set("".join(job.options).split())
+    options = tyro.cli(train.Args, args=job.options)
     assert options.n == job.steps
     assert options.method.split("+")[0] in (*METHODS, "none")
 
@@ -39,7 +39,7 @@ def test_a_run_that_reads_another_comes_behind_it_and_names_it() -> None:
     for replay in (job for job in listed if job.after is not None):
         source = next(job for job in listed if job.folder == replay.after)
         assert listed.index(source) < listed.index(replay)
-        assert f"path:{source.folder}/edits.jsonl" in replay.command
+        assert f"path:{source.folder}/edits.jsonl" in replay.options
         assert source.folder.parent.name.endswith("-redo")
         assert source.folder.name == replay.folder.name
 
@@ -64,8 +64,8 @@ def test_a_run_that_the_same_command_began_goes_on_and_another_begins_anew(tmp_p
     job = jobs(("redo",), seeds=1)[0]
     begun = dataclasses.replace(job, folder=tmp_path)
     assert _command(begun) == job.command
-    runs.create(tmp_path / "run", {}, job.command[3:], overwrite=False)
+    runs.create(tmp_path / "run", {}, job.options, overwrite=False)
     begun = dataclasses.replace(job, folder=tmp_path / "run")
     assert _command(begun)[1:] == ("-m", "agents.train", "--resume", str(begun.folder))
-    longer = dataclasses.replace(begun, command=(*job.command, "--verbose", "1"))
+    longer = dataclasses.replace(begun, options=(*job.options, "--verbose", "1"))
     assert _command(longer) == longer.command

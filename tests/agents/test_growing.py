@@ -50,7 +50,7 @@ def test_every_run_is_one_that_training_understands(tmp_path):
         "narrow": growing.fixed(args, 2, growing.NARROW, [8, 8]),
         "wide": growing.fixed(args, 2, growing.WIDE, {"pi": [9, 8], "vf": [12, 10]}),
     }
-    parsed = {name: tyro.cli(TrainArgs, args=list(job.command[3:])) for name, job in jobs.items()}
+    parsed = {name: tyro.cli(TrainArgs, args=list(job.options)) for name, job in jobs.items()}
     assert {name: (one.method, one.tag) for name, one in parsed.items()} == {
         "grow": ("grow+senn", None),
         "narrow": ("monitor", "narrow"),
@@ -65,7 +65,7 @@ def test_every_run_is_one_that_training_understands(tmp_path):
 def test_runs_of_other_options_are_not_taken_for_these(tmp_path, capsys):
     args = growing.Args(log_folder=str(tmp_path), seeds=1)
     job = growing.grown(args, 0)
-    runs.create(job.folder, as_config(tyro.cli(TrainArgs, args=list(job.command[3:]))), overwrite=False)
+    runs.create(job.folder, as_config(tyro.cli(TrainArgs, args=list(job.options))), overwrite=False)
     (job.folder / "model.zip").touch()
     here = sorted(tmp_path.rglob("*"))
     assert growing.main(["--log-folder", str(tmp_path), "--seeds", "1", "--steps", "500"]) == 2
