@@ -40,7 +40,7 @@ def create(folder: Path, config: Mapping[str, Any], words: Sequence[str] = (), *
         _delete(folder)
     try:
         folder.mkdir(parents=True)
-    except OSError as error:
+    except OSError as error:  # some places look writable until one tries
         raise OSError(
             f"--log-folder: {folder} cannot be made ({error.strerror}). Choose a folder you may write"
         ) from error

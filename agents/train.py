@@ -20,7 +20,7 @@ from agents import checkpoint, logs, runs
 from agents.build import change_points, close, import_package, load_weights, new_model, vec_env
 from agents.callback import RecycleCallback
 from agents.checkpoint import Checkpoint
-from agents.checks import blamed
+from agents.checks import blamed, writable
 from agents.children import end_with_parent
 from agents.command_line import MISTAKES, Broken, one_line, pairs, reported
 from agents.drifting import ClearBuffer, Evaluation, restarting_exploration
@@ -47,6 +47,7 @@ def train(args: Args, words: Sequence[str] = ()) -> Path:
         Stopped: the process was asked to end; a checkpoint was written.
     """
     check(args)
+    writable(args.log_folder)
     folder = runs.run_folder(
         args.log_folder,
         env=args.env,
