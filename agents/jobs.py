@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +77,8 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
             results[job.folder] = pool.submit(_train, job, source, children)
         while not all(result.done() for result in results.values()):
             progress.update(bar, completed=sum(job.done() for job in jobs))
-            time.sleep(1)
+            children.rest(1.0)
+        children.rest(0.0)  # for a signal that came with the last one's end
         progress.update(bar, completed=sum(job.done() for job in jobs))
     ended = [(job, results[job.folder].result()) for job in jobs]
     return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]

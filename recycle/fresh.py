@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from recycle.graph import Axis, UnitGroup
 
@@ -71,7 +72,7 @@ def _reinitialised(layer: nn.Module, seed: int, before: float | None = None) -> 
     ``before``: what parameters hold until then; None: what they hold in the layer.
     """
     reset = getattr(type(layer), "reset_parameters", None)
-    if reset is None:
+    if reset is None or is_parametrized(layer):  # whose parameters are computed from others
         return {}
     twin = copy.copy(layer)
     twin._parameters = {
