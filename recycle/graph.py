@@ -175,11 +175,11 @@ class UnitGroup:
 
     def cost(self, count: int = 1) -> int:
         """Parameters that ``count`` more units would bring to the network."""
+        check_arguments(UnitGroup.cost, "cost", count=count)
         spans: dict[str, dict[int, int]] = {}
         for axis in (*self.incoming, *self.outgoing):
             if isinstance(self.tensor(axis.name), nn.Parameter):
                 spans.setdefault(axis.name, {})[axis.dim] = axis.span
-        check_arguments(UnitGroup.cost, "cost", count=count)
         total = 0
         for name, span in spans.items():
             shape = self.tensor(name).shape
