@@ -41,8 +41,8 @@ class Axis:
     hooked: bool = True
     """Of a consumer: every use of it in the traced calls went through its layer, where a hook sees it."""
     groups: int = 1
-    """Of a consumer: it is a convolution in so many groups, whose weight is ``(out, in / groups, ...)``; ``index``
-    counts input channels, and each is read by its own group's rows only."""
+    """Of a consumer: it is a convolution in so many groups, or a batch of so many products with blocks of one weight,
+    which is ``(out, in / groups, ...)``; ``index`` counts input channels, each read by its own group's rows only."""
 
     @property
     def span(self) -> int:
