@@ -219,6 +219,7 @@ class Recycler:
 
     def observe(self, *, keep_window: bool = False) -> Report:
         """Like :meth:`step` without the edits: report, keep the books, begin a new window (or keep this one)."""
+        check_arguments(Recycler.observe, "observe", keep_window=keep_window)
         act = partial(self._event, edit=False, keep_window=keep_window)
         return self._together("observe()", act, keep_window=keep_window)
 
