@@ -25,36 +25,49 @@ class Children:
 
         with ThreadPoolExecutor(2) as pool, Children() as children:
             ends = [pool.submit(children.run, command) for command in commands]
+            while not all(end.done() for end in ends):
+                children.rest(1.0)
 
-    Raises:
-        Stopped: the block was left by SIGTERM or Ctrl-C.
+    A signal is noted when it comes and acted on in :meth:`rest`: an exception that a handler raises anywhere may leave
+    a lock of the pool closed for good.
     """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._over = False
-        self._before: Any = None
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Children:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _interrupt)
+            self._before = {each: signal.signal(each, self._note) for each in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-        if kind is None:
-            return
-        with self._lock:
-            self._over = True
-            for process in self._running:
-                process.terminate()
-        if isinstance(error, KeyboardInterrupt):
-            number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
-            raise Stopped(
-                f"{number.name}: asked all runs to end; the same command goes on with them", 128 + number
-            ) from None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is not None:
+            with self._lock:
+                self._over = True
+                for process in self._running:
+                    process.terminate()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._asked = number
+
+    def rest(self, seconds: float) -> None:
+        """Wait while the children work.
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C came.
+        """
+        until = time.monotonic() + seconds
+        while self._asked is None and time.monotonic() < until:
+            time.sleep(min(0.1, seconds))
+        if self._asked is not None:
+            number = signal.Signals(self._asked)
+            raise Stopped(f"{number.name}: asked all runs to end; the same command goes on with them", 128 + number)
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and keep what it says; none is begun any more once the block is left by an error."""
@@ -74,10 +87,6 @@ class Children:
         with self._lock:
             self._running.remove(process)
         return subprocess.CompletedProcess(command, process.returncode, said, complained)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt(number)
 
 
 def end_with_parent() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -191,7 +190,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
             results[job.folder] = pool.submit(_train, job, source, children)
         while not all(result.done() for result in results.values()):
             progress.update(bar, completed=sum(job.done() for job in jobs))
-            time.sleep(1)
+            children.rest(1.0)
         progress.update(bar, completed=sum(job.done() for job in jobs))
     ended = [(job, results[job.folder].result()) for job in jobs]
     return [(job, end.stderr or end.stdout) for job, end in ended if end.returncode]

@@ -27,11 +27,11 @@ SET_BY_US = {
 """Arguments of algorithms that other options of ours give, or that nobody should."""
 
 _ABOVE_0 = {
-    "learning_rate", "clip_range", "clip_range_vf", "target_kl", "max_grad_norm", "rms_prop_eps",
+    "clip_range", "clip_range_vf", "target_kl", "max_grad_norm", "rms_prop_eps",
     "exploration_fraction",
 }  # fmt: skip
 _FROM_0 = {
-    "vf_coef", "learning_starts", "target_policy_noise", "target_noise_clip", "cg_damping",
+    "learning_rate", "vf_coef", "learning_starts", "target_policy_noise", "target_noise_clip", "cg_damping",
     "top_quantiles_to_drop_per_net",
 }  # fmt: skip
 _FROM_1 = {

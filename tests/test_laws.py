@@ -873,7 +873,6 @@ BAD_EDITS: dict[str, Callable[[int], Any]] = {
     "fewer means than units": lambda w: Fold([0, 1], [0.5]),
     "fold out of range": lambda w: Fold([w], [0.5]),
     "not-a-number mean": lambda w: Fold([0], [float("nan")]),
-    "unknown moments": lambda w: Split([0], [1], moments="stale"),
 }
 
 

@@ -37,6 +37,7 @@ FIXED = {
     "rms_norm_by_hand_in_a_residual_stream": "aten.mean mixes the units",
     "layernorm_of_channels_by_hand": "mixes the units",
     "unit_length": "aten.linalg_vector_norm mixes the units",
+    "two_networks_in_one_product": "'W2' is read in groups, whose channels come in equal parts",
     "grouped_convolution": "'2.weight' is read in groups, whose channels come in equal parts",
     "shuffled_between_groups": "'last.weight' is read in groups",
     "residual_block_in_groups": "'middle.weight' is read in groups",

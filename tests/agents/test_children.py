@@ -22,7 +22,6 @@ run_jobs([Job(Path(root), command, 1)], 1)
 """
 SLEEPING = """
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from agents.children import Children
 from agents.command_line import reported
@@ -30,7 +29,7 @@ def wait():
     with ThreadPoolExecutor(2) as pool, Children() as children:
         ends = [pool.submit(children.run, ["sleep", "600"]) for _ in range(3)]
         while not all(end.done() for end in ends):
-            time.sleep(0.1)  # as run_jobs does: a signal just before an endless wait for a lock would not be seen
+            children.rest(1.0)
 sys.exit(reported(wait))
 """
 POOL = """

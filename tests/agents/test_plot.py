@@ -98,7 +98,7 @@ def test_without_matplotlib_one_line_says_what_to_install(folder, tmp_path_facto
     ("arguments", "message"),
     [
         (["--out", "figure.jpeg"], "--out must be a file ending in .png"),
-        (["--points", "3"], "--points must be at least 10, got 3"),
+        (["--points", "3"], "--points must be at least 10 and at most 100000, got 3"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_read(folder, capsys, arguments, message):

@@ -476,9 +476,9 @@ def test_units_do_not_come_or_go_while_weights_are_pulled_to_where_they_began() 
     [
         (lambda: ShrinkPerturb(shrink=1.1), "0 <= shrink <= 1 .*shrink=1.1"),
         (lambda: ShrinkPerturb(perturb=-1), "perturb >= 0, got .*perturb=-1"),
-        (lambda: ShrinkPerturb(moments="zero"), "'fresh' or 'keep', got 'zero'"),  # type: ignore[arg-type]
+        (lambda: ShrinkPerturb(moments="zero"), "no moments 'zero': there are fresh, keep"),  # type: ignore[arg-type]
         (lambda: L2Init(strength=-1e-3), "strength >= 0, got strength=-0.001"),
-        (lambda: L2Init(mode="exact"), "'penalty' or 'decoupled', got 'exact'"),  # type: ignore[arg-type]
+        (lambda: L2Init(mode="exact"), "no mode 'exact': there are penalty, decoupled"),  # type: ignore[arg-type]
         (lambda: LayerReset(last=0), "last >= 1 .*got last=0"),
     ],
 )

@@ -51,13 +51,13 @@ def test_every_run_is_one_that_training_understands(tmp_path):
     }
     parsed = {name: tyro.cli(TrainArgs, args=list(job.command[3:])) for name, job in jobs.items()}
     assert {name: (one.method, one.tag) for name, one in parsed.items()} == {
-        "grow": ("grow", None),
+        "grow": ("grow+senn", None),
         "narrow": ("monitor", "narrow"),
         "wide": ("monitor", "wide"),
     }
     assert parsed["wide"].policy_kwargs == ("net_arch:{'pi':[9,8],'vf':[12,10]}", "activation_fn:relu")
     assert parsed["grow"].policy_kwargs == parsed["narrow"].policy_kwargs == ("net_arch:[8,8]", "activation_fn:relu")
-    assert all((one.n, one.seed, one.drift, one.every) == (500, 2, ("permute",), 1024) for one in parsed.values())
+    assert all((one.n, one.seed, one.drift, one.every) == (500, 2, ("permute",), args.every) for one in parsed.values())
     assert len({job.folder for job in jobs.values()}) == 3
 
 
