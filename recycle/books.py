@@ -14,7 +14,7 @@ from recycle.stats import Stats
 
 
 class Books:
-    """Of each group, tensors of shape ``(width,)``. Ages are the tracker's (:attr:`recycle.Tracker.born`)."""
+    """Of each group, tensors of shape ``(width,)``. Ages are the tracker's (:attr:`recycle.track.Tracker.born`)."""
 
     def __init__(self, graph: Graph) -> None:
         self.windows = 0

@@ -24,6 +24,7 @@ class Clock:
         self._steps = [0] * optimizers
         self._root_calls = 0
         self._calls: dict[object, int] = {}  # by observation point, where neither steps nor root calls tell updates
+        self._calls_before = 0  # of every point, before they were counted one by one
 
     @property
     def updates(self) -> int:
@@ -74,10 +75,15 @@ class Clock:
             return self.passes % self.sample_every == 0
         if self._root_calls:
             return (self._root_calls - 1) % self.sample_every == 0
-        count = self._calls.get(point, 0)  # an entry point other than forward
+        count = self._calls.get(point, self._calls_before)  # an entry point other than forward
         self._calls[point] = count + 1
         self.passes = max(self.passes, count + 1)
         return count % self.sample_every == 0
+
+    def new_points(self) -> None:
+        """Observation points are others from now on, and go on where those before them stood."""
+        self._calls.clear()
+        self._calls_before = self.passes
 
     def state(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -94,3 +100,4 @@ class Clock:
         self.passes, self._steps = int(state["passes"]), list(state["steps"])
         self._resumed_at, self._between_pauses = state["pauses"]
         self._root_calls, self._cleared_at = int(state["root_calls"]), int(state["cleared_at"])
+        self.new_points()

@@ -69,10 +69,12 @@ def knows_its_beginning(layer: nn.Module) -> bool:
 def _reinitialised(layer: nn.Module, seed: int, before: float | None = None) -> dict[str, Tensor]:
     """Freshly initialised copies of a layer's own tensors, by ``reset_parameters``; {} if it has none.
 
+    {} as well where it would fill a weight that is computed from others (``torch.nn.utils.parametrize``).
+
     ``before``: what parameters hold until then; None: what they hold in the layer.
     """
     reset = getattr(type(layer), "reset_parameters", None)
-    if reset is None or is_parametrized(layer):  # whose parameters are computed from others
+    if reset is None or is_parametrized(layer):
         return {}
     twin = copy.copy(layer)
     twin._parameters = {

@@ -41,8 +41,8 @@ class Axis:
     hooked: bool = True
     """Of a consumer: every use of it in the traced calls went through its layer, where a hook sees it."""
     groups: int = 1
-    """Of a consumer: it is a convolution in so many groups, whose weight is ``(out, in / groups, ...)``; ``index``
-    counts input channels, and each is read by its own group's rows only."""
+    """Of a consumer: it is a convolution in so many groups, or a batch of so many products with blocks of one weight,
+    which is ``(out, in / groups, ...)``; ``index`` counts input channels, each read by its own group's rows only."""
 
     @property
     def span(self) -> int:
@@ -175,11 +175,11 @@ class UnitGroup:
 
     def cost(self, count: int = 1) -> int:
         """Parameters that ``count`` more units would bring to the network."""
+        check_arguments(UnitGroup.cost, "cost", count=count)
         spans: dict[str, dict[int, int]] = {}
         for axis in (*self.incoming, *self.outgoing):
             if isinstance(self.tensor(axis.name), nn.Parameter):
                 spans.setdefault(axis.name, {})[axis.dim] = axis.span
-        check_arguments(UnitGroup.cost, "cost", count=count)
         total = 0
         for name, span in spans.items():
             shape = self.tensor(name).shape

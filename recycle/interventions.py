@@ -80,7 +80,7 @@ class Inject:
     """Freeze every head and add a new one less a frozen copy of it, see :func:`recycle.injection.inject`."""
 
     layers: Sequence[str] = ()
-    """None: it chooses the heads itself."""
+    """Not looked at: it finds the heads itself."""
 
 
 @dataclass(frozen=True)

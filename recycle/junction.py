@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from recycle.graph import UnitGroup
 from recycle.rows import Look, Pass
-from recycle.samples import patches
+from recycle.samples import is_plain_convolution, patches
 
 _ROWS = 2048
 """Rows of each consumer, at most."""
@@ -20,8 +19,6 @@ _NUMBERS = 2**24
 """Numbers of :attr:`Branch.inputs`, at most: 128 MiB."""
 _FEWEST = 16
 """Values of each unit that are needed to see whether a consumer reads a function of the pre-activations."""
-
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +137,7 @@ def as_junction(
     x = inputs.double().cpu()
     if isinstance(layer, nn.Linear):
         made, before = x.movedim(-1, 1), z.movedim(-1, 1)
-    elif _plain(layer) and z.dim() == len(layer.kernel_size) + 2:
+    elif is_plain_convolution(layer) and z.dim() == len(layer.kernel_size) + 2:
         rows = patches(layer, x)
         made, before = rows.reshape(len(x), *z.shape[2:], -1).movedim(-1, 1), z
     else:
@@ -174,7 +171,7 @@ def _branch(reading: _Reading, made: Tensor, before: Tensor) -> Branch | str:
         after = inputs[:, index]
         before = before.flatten(2)
         taps, read, told = made.flatten(2).transpose(1, 2), inputs, gradient
-    elif _plain(layer) and same_rank:
+    elif is_plain_convolution(layer) and same_rank:
         after = inputs[:, index[:, 0]]
         size = math.prod(layer.kernel_size)
         most = max(1, _NUMBERS // (made[0].numel() * size))
@@ -204,12 +201,3 @@ def _one_function(before: Tensor, after: Tensor) -> bool:
     travel = ordered.diff(dim=1).abs().sum(1)
     span = ordered.amax(1) - ordered.amin(1)
     return bool((travel <= 2 * span * (1 + 1e-5)).all()) and bool((span > 0).any())
-
-
-def _plain(layer: nn.Module) -> TypeGuard[Convolution]:
-    return (
-        isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    )

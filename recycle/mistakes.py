@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from recycle.folding import Examples, Mistakes, boundary
 from recycle.graph import Axis, NotRecyclable, UnitGroup, plain
-from recycle.samples import patches
+from recycle.samples import is_plain_convolution, patches
 from recycle.tracing import undisturbed
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,7 +122,9 @@ class _Tail:
         for (layer, axis), slope in zip(self.consumers, self.slopes, strict=True):
             with torch.enable_grad():
                 weight = self.group.tensor(axis.name).detach().requires_grad_()
-                said = (functional_call(layer, {"weight": weight}, (read[layer],)) * slope).sum()
+                twin: Any = copy.copy(layer)  # without the hooks: this is no pass of the network
+                twin._parameters = {**layer._parameters, "weight": weight}
+                said = (type(layer).forward(twin, read[layer]) * slope).sum()
                 (gradient,) = torch.autograd.grad(said, weight, create_graph=values.requires_grad)
             total = total + axis.read(gradient, units).square().sum((1, 2))
         return total
@@ -163,8 +165,7 @@ def _producer(group: UnitGroup) -> tuple[nn.Module, Axis]:
         names = ", ".join(axis.name for axis in group.incoming)
         raise NotRecyclable(f"folding needs units with one weight and at most a bias; {group.name!r} has {names}")
     layer, axis = found[0]
-    padded = getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str)
-    if isinstance(layer, _CONVOLUTIONS) and (layer.groups > 1 or padded):
+    if isinstance(layer, _CONVOLUTIONS) and not is_plain_convolution(layer):
         raise NotRecyclable(f"folding needs convolutions in one group, padded with zeros by numbers: {axis.name!r}")
     if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
         raise NotRecyclable(f"folding needs a Linear or convolution, {axis.name!r} is of a {type(layer).__name__}")

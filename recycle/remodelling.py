@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from recycle.books import Books
 from recycle.deepening import Insertion, deepen
-from recycle.graph import Graph, NotRecyclable
+from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.injection import inject
 from recycle.interventions import Deepen, Inject, Intervention, Renew
 from recycle.layers import NetworkLayers
@@ -72,8 +72,12 @@ class Remodelling:
         if graph.again is None:
             raise NotRecyclable("a network with other layers must be traced again: pass what recycle.trace returned")
         self.graph, self.tracker, self.books, self._again = graph, tracker, books, graph.again
-        self._names = {group.tensor(axis.name): group.name for group in graph for axis in group.incoming}
-        self._others = set(graph.module.parameters()) - self._names.keys()  # parameters of no group
+        self._owners: dict[tuple[Tensor, int], dict[int, str]] = {}  # group by parameter, axis and entry
+        for group in graph:
+            for axis in group.incoming:
+                owner = self._owners.setdefault((group.tensor(axis.name), axis.dim), {})
+                owner |= dict.fromkeys(axis.index.flatten().tolist(), group.name)
+        self._parameters = set(graph.module.parameters())
 
     def make(self, wanted: Inject | Deepen, targets: Sequence[nn.Module], **how: Any) -> list[Insertion]:
         """Change the module; what was inserted."""
@@ -88,14 +92,24 @@ class Remodelling:
         ``watching``: makes the tracker of a graph.
         """
         found = self._again()
-        owned = {group.name: [group.tensor(axis.name) for axis in group.incoming] for group in found}
-        graph = found.select([name for name, tensors in owned.items() if not any(t in self._others for t in tensors)])
+        before = {group.name: self._before(group) for group in found}
+        graph = found.select([name for name, names in before.items() if "" not in names])
         tracker, books = watching(graph), Books(graph)
-        tracker.count_on(self.tracker.state_dict())
+        tracker.count_on(self.tracker)
         books.windows = self.books.windows
         for group in graph:
-            old = next((self._names[tensor] for tensor in owned[group.name] if tensor in self._names), None)
+            old = next(iter(before[group.name]), None)
             if old is not None and len(self.tracker.born[old]) == group.width:
                 tracker.born[group.name] = self.tracker.born[old]
                 books.carry(group.name, self.books, old)
         return graph, tracker, books
+
+    def _before(self, group: UnitGroup) -> list[str]:
+        """What the groups were called that held a group's entries; "" for entries of a parameter that none held."""
+        names = []
+        for axis in group.incoming:
+            tensor = group.tensor(axis.name)
+            owner = self._owners.get((tensor, axis.dim), {})
+            if owner or tensor in self._parameters:
+                names.append(owner.get(int(axis.index[0, 0]), ""))
+        return names

@@ -219,7 +219,7 @@ def why_layers_are_fixed(group: UnitGroup) -> str:
             kind = type(layer).__name__
             return f"{kind} {owner!r} has one hidden_size for all its layers, directions and projections"
         if axis.groups > 1:
-            return f"{axis.name!r} is read by a convolution in groups, whose channels come in equal parts"
+            return f"{axis.name!r} is read in groups, whose channels come in equal parts"
     return ""
 
 

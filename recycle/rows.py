@@ -1,7 +1,7 @@
 """What layers read, said and were told on sampled training passes: the one place that keeps rows, for whatever use.
 
 Who needs rows says at which layers to look (a :class:`Look` each) and how long to keep them (:class:`Record`), and
-reads them with a function of the passes that were kept. The hooks are those of :class:`recycle.Tracker`.
+reads them with a function of the passes that were kept. The hooks are those of :class:`recycle.track.Tracker`.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Record:
     def see(self, look: Look, read: Tensor, output: Any) -> None:
         """A layer was called in a sampled pass."""
         beginning = look is self.looks[0]
+        if beginning:
+            self._open = None
         if (look.said or look.told) and not (isinstance(output, Tensor) and output.requires_grad):
             return
         values = _batched(look.layer, read)

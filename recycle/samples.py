@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from recycle.graph import UnitGroup
 from recycle.rows import Look, Pass
 
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _ROWS = 2048
 """Values of each unit that are looked at, at most."""
 _STEPS = 24
@@ -51,13 +53,7 @@ def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, 
     if isinstance(layer, nn.Linear):
         x = inputs.double().cpu().reshape(-1, layer.in_features)
         axis = -1
-    elif (
-        isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        and inputs.dim() == len(layer.kernel_size) + 2
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    ):
+    elif is_plain_convolution(layer) and inputs.dim() == len(layer.kernel_size) + 2:
         x = patches(layer, inputs.double().cpu())
         axis = 1
     else:
@@ -69,10 +65,20 @@ def as_sample(layer: nn.Module, units: Tensor, inputs: Tensor, outputs: Tensor, 
     return Sample(x[::thin], z, g)
 
 
-def patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+def is_plain_convolution(layer: nn.Module) -> TypeGuard[Convolution]:
+    """Whether it is a convolution in one group, padded with zeros by numbers: one that :func:`patches` knows."""
+    return (
+        isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
+def patches(layer: Convolution, x: Tensor) -> Tensor:
     """What the kernel meets at each position, in the order of its weights: ``(samples * positions, fan_in)``.
 
-    Of a convolution in one group that pads with zeros.
+    Of a :func:`plain convolution <is_plain_convolution>`.
     """
     axes, padding = len(layer.kernel_size), layer.padding
     assert not isinstance(padding, str)

@@ -102,4 +102,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
-    return type(value)(_mapped(item, change) for item in value) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    made: Callable[[Any], Any] = getattr(type(value), "_make", type(value))  # a named tuple takes its items one by one
+    return made(_mapped(item, change) for item in value)

@@ -71,7 +71,7 @@ def trace(module: nn.Module, *calls: Call, heads: bool = True) -> Graph:
     for group in kept:
         group.prove_homogeneous, group.prove_resizable = later.homogeneous, later.resizable
         group.siblings, group.retrace, group.calls = later.siblings, later.retrace, calls
-    return Graph(module, kept, frozen, calls, lambda: trace(module, *calls))
+    return Graph(module, kept, frozen, calls, lambda: trace(module, *calls, heads=heads))
 
 
 class _Later:

@@ -329,9 +329,9 @@ class Tracker:
         self.born[group.name][list(units)] = self.passes
         self._seen[group.name].reborn(units, len(self.born[group.name]))
 
-    def count_on(self, state: dict[str, Any]) -> None:
-        """Count updates from where the :meth:`state_dict` of another tracker stands, with nothing seen."""
-        self._clock.load(state)
+    def count_on(self, before: Tracker) -> None:
+        """Count updates from where another tracker stands, with nothing seen."""
+        self._clock.load(before._clock.state())
         self._clock.clear()
         for born in self.born.values():
             born.fill_(self.passes)
@@ -345,6 +345,7 @@ class Tracker:
         self._seen[group.name].resized(kept)
         self._detach(self._handles)
         self._points = []  # other groups may have moved in the same tensors
+        self._clock.new_points()
         self._measure()
         if self._step_handles:
             self._detach(self._step_handles)

@@ -114,6 +114,11 @@ class Growth:
             return f"grow: when=score needs score(group, stats) of the method that proposes units, and {named}"
         return str(getattr(self.by, "lacks", ""))
 
+    @property
+    def examples(self) -> Any:
+        """By which the proposing method sees where the network is wrong; None where it has none."""
+        return getattr(self.by, "examples", None)
+
     def for_network(self, name: str) -> Growth:
         """The same growth of one of several networks."""
         return replace(self, by=self.by.for_network(name)) if hasattr(self.by, "for_network") else self
@@ -279,6 +284,9 @@ def _check(growth: Growth) -> None:
     if growth.by is not None and growth.birth != "init":
         name = type(growth.by).__name__
         raise ValueError(f"grow: {name} says what is born, so birth={growth.birth!r} would be ignored")
+    if getattr(growth.by, "layer_cost", None) is not None:
+        name = type(growth.by).__name__
+        raise ValueError(f"grow: it widens layers, so layer_cost of {name} would be ignored")
     if not isinstance(growth.when, str) and not hasattr(growth.when, "needs"):
         raise ValueError(f"grow: when is one of {WORDS}, or a Trigger; got {growth.when!r}")
     count = 1 if growth.count is None else growth.count

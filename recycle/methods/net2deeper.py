@@ -21,8 +21,8 @@ class Net2Deeper:
     """What the new layer is: plain weights between ReLUs, the two signs of a signal between ReLUs, a learned blend of
     the identity and an activation, or a residual branch that begins at zero."""
     layers: tuple[str, ...] = ()
-    """Paths of hidden layers behind each of which one is inserted, once. None: at each event behind the last that has
-    a place for one; of an actor and a critic in one network, behind the last of each."""
+    """Paths of hidden layers behind each of which one is inserted, once. Empty: at each event behind the last that
+    has a place for one; of an actor and a critic in one network, behind the last of each."""
     most: int = 1
     """Events at which a network gets a layer, where ``layers`` names none."""
     activation: str | None = None

@@ -146,7 +146,7 @@ class SelfExpanding:
         return [name for name in names if name != winner] + [name for name in names if name == winner]
 
     def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Deepen]:
-        """The layer that the survey decided on, if it did; one that was refused is not asked for a third time."""
+        """The layer that the survey decided on, if it did; one that was refused is not asked for again."""
         memory, deepened = self._memory, sum(network.deepened for network in networks)
         if memory.asked is not None and memory.asked[1] == deepened:
             memory.refused.add(memory.asked[0])
@@ -256,12 +256,14 @@ class SelfExpanding:
     # -- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of the event that expanded the network last, and what was refused."""
-        return {"last": self._memory.last, "refused": sorted(self._memory.refused)}
+        """The number of the event that expanded the network last, what it asked for, and what was refused."""
+        memory = self._memory
+        return {"last": memory.last, "asked": memory.asked, "refused": sorted(memory.refused)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._memory.last = int(state["last"])
+        self._memory.asked = None if state["asked"] is None else (str(state["asked"][0]), int(state["asked"][1]))
         self._memory.refused = set(state["refused"])
 
 

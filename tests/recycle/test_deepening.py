@@ -450,6 +450,36 @@ def test_ages_and_what_is_watched_outlive_an_insertion() -> None:
     assert recycler.step().groups["4"].samples == 4 * len(X)
 
 
+class Halves(nn.Module):
+    """One layer makes two groups of as many units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = seeded(nn.Linear(5, 8), nn.Linear(4, 3), nn.Linear(4, 3))
+        self.beside = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.a(h[:, :4]) + self.b(h[:, 4:]) + self.beside(x)
+
+
+@pytest.mark.parametrize("excluded", [[], ["first[0:4]"], ["first[4:8]"]])
+def test_groups_of_one_layer_keep_each_its_own_ages_and_stay_excluded_behind_an_insertion(excluded: list[str]) -> None:
+    net = Halves()
+    adam = torch.optim.Adam(net.parameters(), lr=0.01)
+    graph = traced(net).select(exclude=excluded)
+    recycler = Recycler(graph, Net2Deeper(layers=("beside.0",)), optimizers=[adam], sample_every=1)
+    learn(net, adam, 3, recycler)
+    born = {group.name: number for number, group in enumerate(graph, 1)}
+    for name, at in born.items():
+        recycler.tracker.born[name].fill_(at)
+    assert recycler.step().interventions
+    now = {group.name: recycler.tracker.born[group.name].unique().tolist() for group in recycler.graph}
+    halves = {name: [at] for name, at in born.items() if name.startswith("first")}
+    assert {name: at for name, at in now.items() if name.startswith("first")} == halves
+    assert len(halves) == 2 - len(excluded) and len(now) == len(born) + 1
+
+
 def test_a_recycler_goes_on_from_its_state() -> None:
     net = mlp()
     adam = torch.optim.Adam(net.parameters(), lr=0.01)

@@ -18,6 +18,7 @@ from recycle.folding import Direction, Examples, Mistakes, boundary, fold, fold_
 from recycle.graph import NotRecyclable
 from recycle.methods.folding import Folding
 from recycle.mistakes import mistakes_of
+from recycle.track import Tracker
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -374,6 +375,20 @@ def test_looking_for_a_fold_leaves_no_mark() -> None:
 
 
 # ---------------------------------------------------------------- what cannot be folded, and says so
+
+
+def test_looking_for_a_fold_is_no_training_pass() -> None:
+    net = mlp(2, 8, 8, 3)
+    examples = classified(net, X, Y)
+    graph = recycle.trace(net, lambda: net(X))
+    sgd = torch.optim.SGD(net.parameters())
+    with Tracker(graph, optimizers=[sgd], sample_every=1) as tracker:
+        examples()[1].mean().backward()
+        before = [tracker.stats(group) for group in graph]
+        assert fold(mistakes_of(graph["0"], examples)).found.any()
+        after = [tracker.stats(group) for group in graph]
+    assert [seen.samples for seen in before] == [seen.samples for seen in after] == [len(X)] * 2
+    assert all(torch.equal(one.gradient, other.gradient) for one, other in zip(before, after, strict=True))
 
 
 def note(net: nn.Module, examples: Examples, **options: Any) -> str:

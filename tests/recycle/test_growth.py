@@ -19,8 +19,10 @@ from recycle.births import Given, revive
 from recycle.edits import born, fewer
 from recycle.methods import find
 from recycle.methods.budget import Budget
+from recycle.methods.folding import Folding
 from recycle.methods.grow import Growth
 from recycle.methods.redo import ReDo
+from recycle.methods.senn import SelfExpanding
 from recycle.methods.together import check_together, joined
 from recycle.methods.triggers import Every, Plateau, Rank, Score, trigger
 from recycle.metrics import numerical_rank
@@ -324,6 +326,24 @@ def test_a_method_that_adds_no_unit_is_not_what_a_network_grows_by() -> None:
     told = asked(Growth(ReDo(tau=1.0), when="every:1"), [Layer("a", 4)])
     assert told == {"a": "it is to grow, but ReDo proposes no new unit (only Reset)"}
     assert asked(Growth(ReDo(tau=0.0), when="every:1"), [Layer("a", 4)]) == {"a": []}
+
+
+def test_a_method_that_looks_at_the_network_s_mistakes_sees_them_and_one_that_inserts_layers_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 4, generator=draw), torch.randint(0, 3, (64,), generator=draw)
+
+    def examples() -> tuple[Tensor, Tensor, Tensor]:
+        outputs = net(x)
+        return outputs, nn.functional.cross_entropy(outputs, y, reduction="none"), y
+
+    method = Growth(Folding(examples), when="every:1")
+    recycler = Recycler(recycle.trace(net, lambda: net(x)), method, optimizers=[torch.optim.SGD(net.parameters())])
+    with recycler.listening():
+        examples()[1].mean().backward()
+    assert [type(edit) for _, edit in recycler.step().edits] == [Grow]
+    with pytest.raises(ValueError, match="layer_cost of SelfExpanding would be ignored"):
+        Growth(SelfExpanding(layer_cost=20))
 
 
 def test_a_proposal_is_cut_to_its_first_newborns() -> None:

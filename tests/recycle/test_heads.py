@@ -65,6 +65,7 @@ def test_without_heads_the_channels_of_their_values_are_units() -> None:
     graph = recycle.trace(net, lambda: net(x), heads=False)
     assert widths(graph) == {"v[0:2]": 2, "v[2:4]": 2, "v[4:6]": 2}
     assert {"q", "k"} <= graph.frozen.keys()
+    assert graph.again is not None and widths(graph.again()) == widths(graph)
 
 
 def test_a_single_head_has_no_other_to_be_split_with() -> None:

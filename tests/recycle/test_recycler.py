@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -483,6 +483,33 @@ def test_a_hard_target_does_not_hold_anything_back() -> None:
     see(recycler, net)
     assert recycler.step().recycled == 2
     assert equal(bits(target), kept)
+
+
+class Both(NamedTuple):
+    here: Tensor
+    there: Tensor
+
+
+def test_inputs_in_named_tuples_are_kept_for_a_polyak_target() -> None:
+    net, target = (
+        Wire(lambda m, x: m.b(torch.relu(m.a(x.here - x.there))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+        for _ in range(2)
+    )
+    x = Both(torch.ones(8, 3), torch.zeros(8, 3))
+    with torch.no_grad():
+        for module in (net, target):
+            module.a.weight[:2], module.a.bias[:2] = 0.0, -1.0
+        target.a.bias[1] = 1.0
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    recycler = Recycler(
+        recycle.trace(net, lambda: net(x)), ReDo(), optimizers=[optimizer], targets=[(target, 0.01)], sample_every=1
+    )
+    with recycler.listening():
+        net(x).sum().backward()
+        optimizer.step()
+    recycler.load_state_dict(recycler.state_dict())
+    report = recycler.step().groups["a"]
+    assert report.recycled >= 1 and "1 still alive in the target network" in report.note
 
 
 # ---------------------------------------------------------------- reports

@@ -383,6 +383,27 @@ def test_every_third_training_pass_is_sampled_beginning_with_the_first() -> None
     assert tracker.passes == 8
 
 
+def test_passes_through_another_entry_point_are_counted_on_behind_a_load_and_a_resize() -> None:
+    """Without optimizers and calls of the module itself, calls of its layers alone tell updates."""
+    net = mlp()
+    graph = recycle.trace(net, lambda: net(BATCHES[0]))
+
+    def passes(tracker: Tracker, count: int) -> tuple[int, int]:
+        before = tracker.samples
+        for _ in range(count):
+            net[2](net[1](net[0](BATCHES[0])))
+        return tracker.passes, (tracker.samples - before) // len(BATCHES[0])
+
+    with Tracker(graph, sample_every=2) as tracker:
+        assert passes(tracker, 5) == (5, 3)
+    with Tracker(graph, sample_every=2) as other:
+        other.load_state_dict(tracker.state_dict())
+        assert passes(other, 3) == (8, 1)
+        recycle.apply(recycle.Grow(1), graph["0"])
+        other.resized(graph["0"], [*range(graph["0"].width - 1), -1])
+        assert passes(other, 3) == (11, 2)
+
+
 def test_passes_without_gradients_or_in_evaluation_mode_do_not_count() -> None:
     net = mlp()
     graph = recycle.trace(net, lambda: net(BATCHES[0]))

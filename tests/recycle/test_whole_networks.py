@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import recycle
 from recycle import NotRecyclable, Recycler, Reset
@@ -129,6 +130,16 @@ def test_a_layer_that_does_not_say_how_it_begins_is_not_listed() -> None:
     assert layers_of(graph).depth == {"0": 2}
     with pytest.raises(NotRecyclable, match="no layer '2' to intervene on; there are 0"):
         intervene(Renew(["2"]), graph)
+
+
+def test_a_layer_whose_weight_is_computed_is_left_alone_and_the_others_are_not() -> None:
+    net = nn.Sequential(weight_norm(nn.Linear(2, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    graph = recycle.trace(net, lambda: net(X))
+    assert layers_of(graph).depth == {"2": 2, "4": 1}
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    intervene(Renew(["2", "4"]), graph)
+    changed = {name for (name, p), was in zip(net.named_parameters(), before, strict=True) if not torch.equal(p, was)}
+    assert changed == {"2.weight", "2.bias", "4.weight", "4.bias"}
 
 
 # ---------------------------------------------------------------- shrink and perturb
