@@ -485,10 +485,8 @@ class Recycler:
             self._load(state)
         except Exception as error:
             self._load(before)
-            if isinstance(error, ValueError):
-                raise
-            what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"the state is not what state_dict() of such a Recycler returned ({what})") from error
+            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"the state is not what state_dict() of such a Recycler returned: {what}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.tracker.load_state_dict(state["tracker"])
