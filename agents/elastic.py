@@ -72,8 +72,14 @@ def load_policy(kind: type[BasePolicy], path: str | Path, device: torch.device |
 
     Raises:
         NotRecyclable: the saved tensors are not those of such a policy.
+        TypeError: ``kind`` is no class of policies.
+        ValueError: there is no such file, or it is no saved policy.
     """
     check_arguments(load_policy, "load_policy", kind=kind, path=path, device=device)
+    if not issubclass(kind, BasePolicy):
+        raise TypeError(f"load_policy's kind is a class of policies, such as MlpPolicy, got {kind.__name__}")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {str(path)!r}. Pass the path that policy.save wrote to")
     device = get_device(device)
     try:
         saved = torch.load(path, map_location=device, weights_only=False)

@@ -98,6 +98,7 @@ class Reset:
             self, "parents", None if self.parents is None else unit_numbers(self.parents, "Reset's parents")
         )
         check_fields(self)
+        _check_birth(self.birth)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -185,6 +186,7 @@ class Grow:
             self, "parents", None if self.parents is None else unit_numbers(self.parents, "Grow's parents")
         )
         check_fields(self)
+        _check_birth(self.birth)
 
     @property
     def slots(self) -> Sequence[int]:
@@ -279,3 +281,8 @@ def describe(edit: Any) -> dict[str, Any]:
         named = getattr(birth, "func", birth)
         values["birth"] = getattr(named, "__name__", type(named).__name__) + (f"({options})" if options else "")
     return {"edit": type(edit).__name__, **values}
+
+
+def _check_birth(birth: Birth | None) -> None:
+    if isinstance(birth, type):
+        raise TypeError(f"a birth is a function that makes weights, got the class {birth.__name__}; see recycle.births")
