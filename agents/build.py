@@ -112,7 +112,8 @@ def _one_env(
 
 
 def _in_worker(maker: Callable[[], Any]) -> Any:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the training one ends its workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the training one ends its workers
+        signal.signal(number, signal.SIG_IGN)
     return maker()
 
 

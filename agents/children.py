@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Any
 
 from agents.command_line import Stopped
+from agents.interruption import Interruption
 
 PARENT = "RECYCLE_PARENT"
 """The environment variable in which a child finds the number of the process that started it and watches over it."""
 
 
 class Children:
-    """Runs commands in processes of their own; an error, Ctrl-C or SIGTERM inside the block ends them all.
+    """Runs commands in processes of their own; an error or a signal that asks to end, inside the block, ends them all.
 
     They are asked to end (SIGTERM), so that a training run writes a last checkpoint. Where this process is killed it
     cannot ask: children that call :func:`end_with_parent` see that for themselves. ::
@@ -30,46 +30,40 @@ class Children:
             while not all(end.done() for end in ends):
                 children.rest(1.0)
 
-    A signal is noted when it comes and acted on in :meth:`rest`: an exception that a handler raises anywhere may leave
-    a lock of the pool closed for good.
+    A signal is acted on in :meth:`rest`: an exception that a handler raises anywhere may leave a lock of the pool
+    closed for good.
     """
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._over = False
-        self._asked: int | None = None
-        self._before: dict[int, Any] = {}
+        self._interruption = Interruption()
 
     def __enter__(self) -> Children:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._note) for each in (signal.SIGTERM, signal.SIGINT)}
+        self._interruption.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._interruption.__exit__(kind, error, at)
         if kind is not None:
             with self._lock:
                 self._over = True
                 for process in self._running:
                     process.terminate()
 
-    def _note(self, number: int, frame: Any) -> None:
-        self._asked = number
-
     def rest(self, seconds: float) -> None:
         """Wait while the children work.
 
         Raises:
-            Stopped: SIGTERM or Ctrl-C came.
+            Stopped: a signal came that asks to end.
         """
-        until = time.monotonic() + seconds
-        while self._asked is None and time.monotonic() < until:
+        until, interruption = time.monotonic() + seconds, self._interruption
+        while interruption.asked is None and time.monotonic() < until:
             time.sleep(min(0.1, seconds))
-        if self._asked is not None:
-            number = signal.Signals(self._asked)
-            raise Stopped(f"{number.name}: asked all runs to end; the same command goes on with them", 128 + number)
+        if interruption.asked is not None:
+            name = interruption.asked.name
+            raise Stopped(f"{name}: asked all runs to end; the same command goes on with them", interruption.code)
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and keep what it says; none is begun any more once the block is left by an error."""

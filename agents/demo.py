@@ -14,7 +14,7 @@ from rich.console import Console
 from agents import compare, plot
 from agents.checks import at_least, chosen, writable
 from agents.command_line import reported
-from agents.jobs import Job, run_jobs
+from agents.jobs import Job, brought_to_end
 from agents.runs import run_folder
 
 ENV = "DigitsBandit-v1"
@@ -122,7 +122,7 @@ def run(args: Args) -> int:
     """Run what is missing, then the table and the figure; returns the exit code.
 
     Raises:
-        ValueError: an option is out of range, or names what is not there.
+        ValueError: an option is out of range, or names what is not there, or a run is there with other options.
     """
     arms = tuple(ARMS) if args.arms == ("all",) else args.arms
     chosen("--algos", args.algos, TASKS)
@@ -134,10 +134,7 @@ def run(args: Args) -> int:
         raise ValueError(f"{lacking[0]} reads what {ARMS[lacking[0]].after} writes: name both")
     jobs = list(_jobs(args, arms))
     console = Console()
-    failures = run_jobs([job for job in jobs if not job.finished], args.workers)
-    for job, output in failures:
-        console.print(f"[red]failed:[/red] {' '.join(job.command)}\n{output}", highlight=False)
-    if failures:
+    if not brought_to_end(jobs, args.workers, console):
         return 1
     code = plot.main([args.log_folder])
     if not code and "monitor" in arms:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
-from agents import options, plot
+from agents import plot
 from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import pairs, reported
 from agents.demo import ENV
-from agents.jobs import Job, run_jobs
+from agents.jobs import Job, brought_to_end
 from agents.results import Run, read_run
-from agents.runs import check_same, run_folder
+from agents.runs import run_folder
 from agents.statistics import Floats, estimate
 from agents.summary import summarise
 
@@ -84,10 +84,10 @@ def run(args: Args) -> int:
     console = Console(width=max(Console().width, 170))
     seeds = range(args.seeds)
     first = [job for seed in seeds for job in (grown(args, seed), fixed(args, seed, NARROW, [START, START]))]
-    if not _ran(first, args, console):
+    if not brought_to_end(first, args.workers, console):
         return 1
     second = [fixed(args, seed, WIDE, final_widths(grown(args, seed).folder)) for seed in seeds]
-    if not _ran(second, args, console):
+    if not brought_to_end(second, args.workers, console):
         return 1
     code = plot.main([args.log_folder])
     jobs = {GROWN: first[::2], NARROW: first[1::2], WIDE: second}
@@ -121,18 +121,6 @@ def _job(args: Args, seed: int, method: str, tag: str | None, widths: object, ow
     where = ("-n", str(args.steps), "--log-folder", root, "--overwrite")
     policy = ("--policy-kwargs", f"net_arch:{arch}", "activation_fn:relu")
     return Job(folder, (*what, *TASK.split(), *policy, *events, *where), args.steps)
-
-
-def _ran(jobs: Sequence[Job], args: Args, console: Console) -> bool:
-    """Run the jobs that have not finished; whether all went well. What is there already must be these runs."""
-    for job in jobs:
-        asked = tyro.cli(options.Args, args=job.options)
-        options.check(asked)
-        check_same(job.folder, asked)
-    failures = run_jobs([job for job in jobs if not job.finished], args.workers)
-    for job, output in failures:
-        console.print(f"failed: {' '.join(job.command)}\n{output}", markup=False, highlight=False)
-    return not failures
 
 
 def table(arms: dict[str, list[Run]]) -> Table:

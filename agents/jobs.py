@@ -13,9 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents import runs
+from agents import options, runs
 from agents.children import Children
 
 
@@ -59,13 +61,30 @@ class Job:
         return max((int(found[1]) for found in steps if found), default=0)
 
 
+def brought_to_end(jobs: Sequence[Job], workers: int, console: Console) -> bool:
+    """Run those that have not finished, side by side; whether all went well. What failed is told on the console.
+
+    Raises:
+        ValueError: an option is wrong, or a run is there with other options.
+        Stopped: a signal asked to end; the runs have written checkpoints.
+    """
+    for job in jobs:
+        asked = tyro.cli(options.Args, args=job.options)
+        options.check(asked)
+        runs.check_same(job.folder, asked)
+    failures = run_jobs([job for job in jobs if not job.finished], workers)
+    for job, output in failures:
+        console.print(f"failed: {shlex.join(job.command)}\n{output}", markup=False, highlight=False)
+    return not failures
+
+
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     """Run the jobs side by side with a progress bar; returns those that failed and what they said.
 
     A run that was interrupted goes on where its last checkpoint stands.
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C; the runs have written checkpoints.
+        Stopped: a signal asked to end; the runs have written checkpoints.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip

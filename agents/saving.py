@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.checkpoint import Checkpoint, prune, write
 from agents.command_line import Stopped, say
+from agents.interruption import Interruption
 from agents.state import restore_generators
 
 SHARE = 20
@@ -63,26 +60,9 @@ class Checkpoints(BaseCallback):
         self._resumed = resumed
         self._last = 0 if resumed is None else resumed.steps
         self._at, self._took = time.monotonic(), 0.0
-        self._asked: signal.Signals | None = None
+        self.interruption = Interruption()
+        """A signal inside its block ends the run where the next rollout begins."""
         self._looked = self._told = False
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """In the block SIGTERM and SIGINT end the run where its next rollout begins; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals come to the main thread, whose business they then are
-            return
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self._asked is not None:
-            raise KeyboardInterrupt
-        self._asked = signal.Signals(number)
 
     def _on_step(self) -> bool:
         return True
@@ -91,12 +71,13 @@ class Checkpoints(BaseCallback):
         if self._resumed is not None:
             restore_generators(self._resumed.state, self.model)
             self._resumed = None
-        if self._asked is not None:
+        asked = self.interruption.asked
+        if asked is not None:
             saved = self.save() if self.num_timesteps > self._last else True
             kept = "" if saved else "the last one could not be written; "
             raise Stopped(
-                f"{self._asked.name}: stopped after {self.num_timesteps} steps; {kept}go on with {self.resume_command}",
-                128 + self._asked,
+                f"{asked.name}: stopped after {self.num_timesteps} steps; {kept}go on with {self.resume_command}",
+                self.interruption.code,
             )
         if self._due():
             self.save()

@@ -154,7 +154,7 @@ def _learn(run: _Run) -> None:
     """Train to the end and save the model."""
     model, args = run.model, run.args
     try:
-        with run.checkpoints.on_signals():
+        with run.checkpoints.interruption:
             model.set_logger(logs.logger(run.folder, tables=bool(args.verbose)))
             model.learn(
                 args.n - model.num_timesteps * run.resumed,

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -36,6 +35,7 @@ from agents.build import close, load_weights, new_model, vec_env
 from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import Stopped, pairs, reported
+from agents.interruption import Interruption
 from agents.jobs import Job
 from agents.options import Args as Run
 from agents.options import as_words, check
@@ -78,7 +78,7 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sweep; 0, 1 if a run could not be brought to its end, 2 for bad input, 130 if interrupted."""
+    """Run the sweep; 0, 1 if a run could not be brought to its end, 2 for bad input, 128 and a signal's number."""
     words = list(sys.argv[1:] if argv is None else argv)
     before, after = _parted(words)
     args = tyro.cli(Args, args=before, prog="python -m agents.sweep")
@@ -120,13 +120,13 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
             cluster.check_room()
             for state in missing:
                 state.job.folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with Board(console, states, root) as board, _interrupted_by(signal.SIGTERM, signal.SIGHUP):
-                    _train(cluster, missing, board, args.retries)
-            except KeyboardInterrupt:
+            with Board(console, states, root) as board, Interruption() as interruption:
+                _train(cluster, missing, board, args.retries, interruption)
+            if interruption.asked is not None:
                 again = shlex.join(["python", "-m", "agents.sweep", *words])
                 gathered.write(root / "sweep.csv", gathered.gather(states))
-                raise Stopped(f"interrupted; the runs have written checkpoints. Go on with: {again}", 130) from None
+                told = f"{interruption.asked.name}: the runs have written checkpoints. Go on with: {again}"
+                raise Stopped(told, interruption.code)
     _await_files(states)
     found = gathered.gather(states)
     gathered.write(root / "sweep.csv", found)
@@ -222,40 +222,27 @@ def _closed(env: VecEnv) -> Iterator[VecEnv]:
         close(env)
 
 
-@contextlib.contextmanager
-def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """In the block these signals do what Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _train(cluster: Cluster, missing: Sequence[State], board: Board, retries: int) -> None:
-    """Attempt and attempt again, until every run has ended or failed for good."""
+def _train(cluster: Cluster, missing: Sequence[State], board: Board, retries: int, interruption: Interruption) -> None:
+    """Attempt and attempt again, until every run has ended or failed for good, or a signal asks to end."""
 
     def queue(state: State) -> None:
         state.queued()
         running[cluster.submit(state.job.folder, state.job.options, state.log)] = state
 
     running: dict[Any, State] = {}
-    try:
-        for state in missing:
-            queue(state)
-        while running:
-            board.update()
-            for attempt, ended in cluster.ended(list(running), seconds=1.0):
-                state = running.pop(attempt)
-                state.ended(*ended, retries)
-                board.ended(state, retries)
-                if state.stage == "waiting":
-                    queue(state)
-    except KeyboardInterrupt:
+    for state in missing:
+        queue(state)
+    while running and interruption.asked is None:
+        board.update()
+        for attempt, ended in cluster.ended(list(running), seconds=1.0):
+            state = running.pop(attempt)
+            state.ended(*ended, retries)
+            board.ended(state, retries)
+            if state.stage == "waiting":
+                queue(state)
+    if running:
         board.say("stopping: the runs write their checkpoints; interrupt once more to leave at once")
         cluster.stop(list(running))
-        raise
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ class Soaking(Checkpoints):
             "steps": self.num_timesteps,
             "updates": self.model._n_updates,
             "kilobytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024,
+            "heap": allocated() / 1024,
+            "blocks": sys.getallocatedblocks(),
             "objects": len(gc.get_objects()),
             "yardstick": yardstick(),
             "events": sum(path.stat().st_size for path in self.folder.glob(logs.EVENTS + "*")),
@@ -79,7 +81,27 @@ class Soaking(Checkpoints):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Allocated(ctypes.Structure):
+    """What ``mallinfo2`` of glibc (>= 2.33) returns."""
+
+    NAMES = (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )  # fmt: skip
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
+
+
 LIBC = ctypes.CDLL(None)
+
+
+def allocated():
+    """Bytes that were asked of malloc and not freed: what resident memory is without the gaps between."""
+    if not hasattr(LIBC, "mallinfo2"):
+        return float("nan")
+    LIBC.mallinfo2.restype = Allocated
+    found = LIBC.mallinfo2()
+    return found.uordblks + found.hblkhd
+
+
 NET, BATCH = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.ones(64, 64)
 
 

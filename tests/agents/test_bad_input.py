@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 import agents
-from agents import build, command_line, compare, demo, growing, plot, regression, train
+from agents import build, command_line, compare, jobs, plot, regression, train
 from agents.bench import __main__ as bench
 from agents.experiments import folding, self_expanding
 from agents.sweep import __main__ as sweep
@@ -58,8 +58,8 @@ class NoFigure:
 
 WORK: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "agents.train": [(train, "_learn", no_training), (build, "SubprocVecEnv", build.DummyVecEnv)],
-    "agents.demo": [(demo, "run_jobs", begins)],
-    "agents.growing": [(growing, "run_jobs", begins)],
+    "agents.demo": [(jobs, "run_jobs", begins)],
+    "agents.growing": [(jobs, "run_jobs", begins)],
     "agents.regression": [(regression, "processes", begins)],
     "agents.sweep": [(sweep, "connected", begins)],
     "agents.experiments": [(folding, "processes", begins), (self_expanding, "processes", begins)],

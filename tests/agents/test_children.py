@@ -85,7 +85,7 @@ def test_a_run_whose_parent_is_killed_saves_and_ends(tmp_path):
     assert len(list(folder.glob("checkpoints/*.zip"))) == 1 and not runs.finished(folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_parent_that_is_asked_to_end_ends_its_children_first(number, code):
     parent = started(SLEEPING)
     until(lambda: len(children_of(parent.pid)) == 2)

@@ -7,6 +7,7 @@ import tyro
 from agents import demo, runs, train
 from agents.demo import ARMS, TASKS, Args, main
 from agents.jobs import Job, _command
+from agents.options import as_config
 from recycle.methods import METHODS
 
 
@@ -58,6 +59,19 @@ def test_bad_input_is_one_line(words: list[str], message: str, tmp_path: Path, c
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_of_other_options_is_not_taken_for_one_of_these(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    args = Args(log_folder=str(tmp_path), seeds=1)
+    job = next(demo._jobs(args, ("monitor",)))
+    config = as_config(tyro.cli(train.Args, args=[*job.options, "--every", "77"]))
+    runs.create(job.folder, config, overwrite=False)
+    (job.folder / "model.zip").touch()
+    here = sorted(tmp_path.rglob("*"))
+    assert main(["--log-folder", str(tmp_path), "--seeds", "1", "--arms", "monitor"]) == 2
+    told = capsys.readouterr().err
+    assert f"{job.folder} holds a run of every 77, now 1024 is asked for" in told
+    assert told.count("\n") == 1 and sorted(tmp_path.rglob("*")) == here
 
 
 def test_a_run_that_the_same_command_began_goes_on_and_another_begins_anew(tmp_path: Path) -> None:

@@ -398,7 +398,7 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
         process.kill()
     assert process.returncode == 130
     again = shlex.join(["python", "-m", "agents.sweep", *command[3:]])
-    assert err == f"interrupted; the runs have written checkpoints. Go on with: {again}\n"
+    assert err == f"SIGINT: the runs have written checkpoints. Go on with: {again}\n"
     assert "stopping" in out
     assert list(root.rglob("checkpoints/model_80_steps.zip"))
     assert gathered(root)["0"]["stage"] == "running"
