@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 import recycle
@@ -215,9 +216,23 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
     def watch(obs: Any) -> Any:
         return policy.get_distribution(obs), policy.predict_values(obs)
 
-    call = (lambda: policy.evaluate_actions(batch, actions),)
+    def call() -> Any:
+        with _unvalidated():
+            return policy.evaluate_actions(batch, actions)
+
     ends = box(model, partial(_both_heads, policy))
-    return Network("policy", policy, call, watch, (policy.optimizer,), init=_orthogonal(policy), box=ends)
+    return Network("policy", policy, (call,), watch, (policy.optimizer,), init=_orthogonal(policy), box=ends)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions do not look for invalid parameters in the block, which takes longer than a small network."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _both_heads(policy: Any, x: Any) -> Any:
@@ -264,9 +279,42 @@ def _recurrent(model: BaseAlgorithm) -> Network:
         watch,
         (policy.optimizer,),
         init=_orthogonal(policy),
+        box=_recurrent_box(model),
         fixed=dict.fromkeys(("lstm_actor", "lstm_critic"), _ONE_SIZE),
         follow=follow,
     )
+
+
+def _recurrent_box(model: BaseAlgorithm) -> Box | None:
+    """Every observation, and behind an LSTM every output that it can have, whatever it has seen: |h| <= 1.
+
+    What an LSTM makes of the observation in one step is not used, so units inside of it are never certified.
+    """
+    policy: Any = model.policy
+
+    def run(x: Any) -> Any:
+        observed, actor_state, critic_state = x
+        shared = policy.share_features_extractor
+        actor = policy.features_extractor(observed) if shared else policy.pi_features_extractor(observed)
+        critic = actor if shared else policy.vf_features_extractor(observed)
+        policy.lstm_actor(actor)  # so that it is seen what it reads
+        if policy.lstm_critic is not None:
+            policy.lstm_critic(critic)
+        elif policy.shared_lstm:
+            critic_state = actor_state
+        else:
+            critic_state = policy.critic(critic)
+        return (
+            policy.action_net(policy.mlp_extractor.forward_actor(actor_state)),
+            policy.value_net(policy.mlp_extractor.forward_critic(critic_state)),
+        )
+
+    ends = box(model, run)
+    if ends is None or policy.lstm_actor.proj_size:
+        return None
+    _, low, high = ends
+    most = torch.ones(1, policy.lstm_actor.hidden_size, device=model.device)
+    return run, (low, -most, -most), (high, most, most)
 
 
 _ONE_SIZE = "actor, critic and the stored states have one lstm_hidden_size"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,12 +50,19 @@ class Axis:
         """Entries of one unit along the axis."""
         return self.index.shape[1]
 
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether unit u is entry u, as most are."""
+        return self.span == 1 and torch.equal(self.index[:, 0], torch.arange(len(self.index), device=self.index.device))
+
     def size(self, tensor: Tensor) -> int:
         """How many entries there are along the axis, those of other units included."""
         return tensor.shape[self.dim] * self.groups
 
     def entries(self, units: Tensor, device: torch.device) -> Tensor:
         """Flat positions along ``dim`` of these units, ``(len(units) * span,)``."""
+        if self._in_order:
+            return units.to(device)
         return self.index.to(device)[units.to(device)].flatten()
 
     def read(self, tensor: Tensor, units: Tensor) -> Tensor:
@@ -403,6 +411,8 @@ def of_units(rows: Tensor, index: Tensor | None) -> Tensor:
 
 def _unit_axis(layer: nn.Module, act: Tensor) -> int:
     """Axis of the features or channels: a convolution's kernel says how many spatial axes follow."""
+    if isinstance(layer, nn.Linear):
+        return act.dim() - 1
     if isinstance(layer, nn.GroupNorm) or hasattr(layer, "running_var") or hasattr(layer, "ra_var"):
         return 1
     return act.dim() - len(getattr(layer, "kernel_size", ())) - 1

@@ -424,10 +424,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows = self._rows_at(view.name, dim, role)
         part = slice(start, start + step * (size - 1) + 1, step)
         fresh = rows.labels[part] == NONE
-        if fresh.any():
-            rows.labels[part] = torch.where(fresh, NONE, rows.labels[part]).masked_scatter(
-                fresh, self.mint(int(fresh.sum()))
-            )
+        count = int(fresh.sum())
+        if count:
+            rows.labels[part].masked_scatter_(fresh, self.mint(count))
         return self.root(rows.labels[part])
 
     def from_statistics(self, operands: Sequence[Any], out: Tensor) -> bool:
@@ -466,8 +465,9 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows = self._rows_at(view.name, dim, role)
         part = slice(start, start + step * (len(labels) - 1) + 1, step)
         before, labels = self.root(rows.labels[part]), labels.cpu()
-        self.join(before, labels)
-        self.freeze(before[labels == NONE], f"{view.name!r} meets units in one place and other values in another")
+        if before.any():  # not the first time that it is read
+            self.join(before, labels)
+            self.freeze(before[labels == NONE], f"{view.name!r} meets units in one place and other values in another")
         rows.labels[part] = torch.where(labels > 0, labels, before)
 
     def consume(

@@ -67,6 +67,44 @@ DROPOUT = frozenset({"native_dropout", "bernoulli_"})
 """Operations whose randomness a trial must leave out."""
 
 
+class _Tried:
+    """A group whose units are edited in trials, with the tensors that hold them, looked up once."""
+
+    def __init__(self, group: UnitGroup) -> None:
+        self.name, self.width, self.exact = group.name, group.width, group.exact
+        self.incoming = [(axis, group.tensor(axis.name)) for axis in group.incoming]
+        self.outgoing = [(axis, group.tensor(axis.name)) for axis in group.outgoing]
+
+    def silence(self, units: Tensor) -> None:
+        """Nothing consumes these units any more."""
+        for axis, tensor in self.outgoing:
+            axis.fill(tensor, units, 0.0)
+
+    def split(self, parents: Tensor, slots: Tensor) -> None:
+        """Give silent units a part of what the parents give their consumers."""
+        for axis, tensor in self.incoming:
+            axis.write(tensor, slots, axis.read(tensor, parents))
+        for axis, tensor in self.outgoing:
+            columns = axis.read(tensor, parents)
+            axis.write(tensor, slots, columns * _SHARE)
+            axis.write(tensor, parents, columns * (1 - _SHARE))
+
+    def roll(self) -> None:
+        """Let every unit take the place of the one before."""
+        everything = torch.arange(self.width)
+        for axis, tensor in (*self.incoming, *self.outgoing):
+            axis.write(tensor, everything, axis.read(tensor, everything.roll(1)))
+
+    def scale(self, factor: float) -> None:
+        """Weights and biases by a factor, and inversely those of the consumers."""
+        everything = torch.arange(self.width)
+        for axis, tensor in self.incoming:
+            if axis.role in ("weight", "bias"):
+                axis.write(tensor, everything, axis.read(tensor, everything) * factor)
+        for axis, tensor in self.outgoing:
+            axis.write(tensor, everything, axis.read(tensor, everything) / factor)
+
+
 def prove(
     groups: Sequence[UnitGroup],
     module: nn.Module,
@@ -87,11 +125,12 @@ def prove(
     calls = _repeatable(module, calls)
     failed: dict[str, str] = {}
     with _randomised(groups, module) as values:
+        tried = [_Tried(group) for group in groups]
         for test in (_prove, _exchange):
             if test is _exchange:
                 values.bend()
             for exact in (True, False):
-                part = [group for group in groups if group.exact is exact and group.name not in failed]
+                part = [group for group in tried if group.exact is exact and group.name not in failed]
                 if not part:
                     continue
                 plain = _Plain(unmixed=not exact, reductions=reductions) if dropout or not exact else nullcontext()
@@ -100,15 +139,12 @@ def prove(
     return failed
 
 
-def _exchange(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+def _exchange(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
     """The groups whose units cannot change places, in everything that the group names: ``{name: reason}``."""
 
-    def shifted(part: Sequence[UnitGroup]) -> str:
+    def shifted(part: Sequence[_Tried]) -> str:
         for group in part:
-            everything = torch.arange(group.width)
-            for axis in (*group.incoming, *group.outgoing):
-                tensor = group.tensor(axis.name)
-                axis.write(tensor, everything, axis.read(tensor, everything.roll(1)))
+            group.roll()
         change = difference(reference, outputs(calls))
         restore()
         return "" if change <= allowed else f"units that change places change the output by {change:.1e}"
@@ -122,7 +158,7 @@ def _exchange(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Calla
     return {group.name: reason for group in groups if (reason := shifted([group]))}
 
 
-def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+def _prove(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
     with torch.enable_grad():
         results = _results(calls)
     if isinstance(results, str):
@@ -133,7 +169,7 @@ def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable
     for group in groups:
         if group.name in heard:
             continue
-        _silence(group, torch.arange(group.width))  # a path that carries no gradient still carries values
+        group.silence(torch.arange(group.width))  # a path that carries no gradient still carries values
         if difference(reference, outputs(calls)) < 1e-6:
             silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
         restore()
@@ -141,7 +177,7 @@ def _prove(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable
     return silent | _broken(audible, calls, restore)
 
 
-def _broken(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+def _broken(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
     """The groups whose trials change an output, and by how much: found by halving, since few do."""
     reason = _trials(groups, calls, restore) if groups else ""
     if not reason:
@@ -152,9 +188,9 @@ def _broken(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callabl
     return _broken(groups[:half], calls, restore) | _broken(groups[half:], calls, restore)
 
 
-def _heard(groups: Sequence[UnitGroup], results: Sequence[Tensor]) -> set[str]:
+def _heard(groups: Sequence[_Tried], results: Sequence[Tensor]) -> set[str]:
     """Groups through whose outgoing weights a gradient flows to some output: one backward pass for all."""
-    weights = [(group.name, group.tensor(axis.name)) for group in groups for axis in group.outgoing]
+    weights = [(group.name, weight) for group in groups for _, weight in group.outgoing]
     moved: set[int] = set()
 
     def note(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -185,19 +221,12 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
 
     Biases of both signs and large and small factors reach every piece of a piecewise activation.
     """
-    everything = torch.arange(group.width)
     calls = _repeatable(module, calls)
     with _randomised([group], module) as values, _Plain():
         values.bend()
         reference = outputs(calls)
         for factor in (2.0**12, 2.0**-12):
-            for axis in group.incoming:
-                if axis.role in ("weight", "bias"):
-                    tensor = group.tensor(axis.name)
-                    axis.write(tensor, everything, axis.read(tensor, everything) * factor)
-            for axis in group.outgoing:
-                tensor = group.tensor(axis.name)
-                axis.write(tensor, everything, axis.read(tensor, everything) / factor)
+            _Tried(group).scale(factor)
             change = difference(reference, outputs(calls))
             values.restore()
             if change > tolerance(reference):
@@ -242,7 +271,7 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
         try:
             if group.width > FEWEST:
                 units = sorted({0, group.width // 2, group.width - 1})[: group.width - FEWEST]
-                _silence(group, torch.tensor(units))
+                _Tried(group).silence(torch.tensor(units))
                 _resized_trial(group, without(group, units), calls, outputs(calls), [])
                 values.restore()
             _resized_trial(group, with_more(group, 2), calls, outputs(calls), [group.width, group.width + 1])
@@ -265,7 +294,8 @@ def _resized_trial(
             if change > allowed:
                 raise NotRecyclable(f"a trial with {layout.width} units changed the output by {change:.1e}")
             if newborns:
-                reason = _trial([group], [(torch.arange(len(newborns)), torch.tensor(newborns))], calls)
+                pairs = torch.arange(len(newborns)), torch.tensor(newborns)
+                reason = _trial([_Tried(group)], {group.width: pairs}, calls)
                 if reason:
                     raise NotRecyclable(reason)
             raise Done
@@ -273,7 +303,7 @@ def _resized_trial(
         return
 
 
-def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callable[[], None]) -> str:
+def _trials(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> str:
     """Split units into their neighbours, 0 -> 1 -> 2 -> ... -> 0; "" if no output changes.
 
     The ring makes every unit a parent and a slot, and links all of them: were there two kinds of units, some
@@ -285,8 +315,8 @@ def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callabl
         lambda n: torch.tensor([n - 1] if n % 2 else [], dtype=torch.long),
     )
     for parents_of in rounds:
-        pairs = [(parents_of(g.width), (parents_of(g.width) + 1) % g.width) for g in groups]
-        if not any(len(parents) for parents, _ in pairs):
+        pairs = {n: (parents_of(n), (parents_of(n) + 1) % n) for n in {group.width for group in groups}}
+        if not any(len(parents) for parents, _ in pairs.values()):
             continue
         reason = _trial(groups, pairs, calls)
         restore()
@@ -295,26 +325,15 @@ def _trials(groups: Sequence[UnitGroup], calls: Sequence[Call], restore: Callabl
     return ""
 
 
-def _trial(groups: Sequence[UnitGroup], pairs: Sequence[tuple[Tensor, Tensor]], calls: Sequence[Call]) -> str:
-    for group, (_, slots) in zip(groups, pairs, strict=True):
-        _silence(group, slots)
+def _trial(groups: Sequence[_Tried], pairs: Mapping[int, tuple[Tensor, Tensor]], calls: Sequence[Call]) -> str:
+    """``pairs``: parents and slots of groups of each width."""
+    for group in groups:
+        group.silence(pairs[group.width][1])
     before = outputs(calls)
-    for group, (parents, slots) in zip(groups, pairs, strict=True):
-        for axis in group.incoming:
-            tensor = group.tensor(axis.name)
-            axis.write(tensor, slots, axis.read(tensor, parents))
-        for axis in group.outgoing:
-            tensor = group.tensor(axis.name)
-            columns = axis.read(tensor, parents)
-            axis.write(tensor, slots, columns * _SHARE)
-            axis.write(tensor, parents, columns * (1 - _SHARE))
+    for group in groups:
+        group.split(*pairs[group.width])
     change, allowed = difference(before, outputs(calls)), tolerance(before)
     return "" if change <= allowed else f"trial split changed the output by {change:.1e} (at most {allowed:.1e})"
-
-
-def _silence(group: UnitGroup, units: Tensor) -> None:
-    for axis in group.outgoing:
-        axis.fill(group.tensor(axis.name), units, 0.0)
 
 
 class _Values:

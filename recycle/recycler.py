@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -379,7 +379,7 @@ class Recycler:
             return "no training pass was seen since the last event"
         return ""
 
-    @property
+    @cached_property
     def needs(self) -> list[str]:
         """Statistics that the methods of units read."""
         return list(dict.fromkeys(name for method in self.methods if callable(method) for name in method.needs))

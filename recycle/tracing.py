@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
@@ -235,19 +236,21 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     why = torch.tensor([texts[reasons.get(u, "")] for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
     vectors = [*(vector for _, vector, _ in entries), *map(labels.root, labels.parted)]
-    kinds = _kinds(vectors, torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why))
+    kinds = _kinds(vectors, torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why))[units]
+    order = torch.argsort(kinds, stable=True)
+    members_of = units[order].split(torch.unique(kinds, return_counts=True)[1].tolist())
+    inside: NDArray[np.bool_] = np.zeros(len(roots), dtype=bool)
+    inside[[int(members[0]) for members in members_of]] = True  # a vector that holds one of a kind holds them all
     held_by: dict[int, list[tuple[tuple[str, int], Tensor, bool]]] = {}
     for entry in entries:
-        for k in torch.unique(kinds[entry[1][entry[1] > 0]]).tolist():
-            held_by.setdefault(k, []).append(entry)
-    order = torch.argsort(kinds[units], stable=True)
-    members_of = units[order].split(torch.unique(kinds[units], return_counts=True)[1].tolist())
-    inside = torch.zeros(len(roots), dtype=torch.bool)
+        held = entry[1].numpy()
+        for unit in dict.fromkeys(held[inside[held]].tolist()):
+            held_by.setdefault(unit, []).append(entry)
+    inside[:] = False
     for members in sorted(members_of, key=lambda units: int(units[0])):
-        held = held_by.get(int(kinds[members[0]]), [])
-        inside[members] = True
-        axes = [(key, _index(vector, inside), made) for key, vector, made in held]
-        inside[members] = False
+        inside[members.numpy()] = True
+        axes = [(key, _index(vector, inside), made) for key, vector, made in held_by.get(int(members[0]), [])]
+        inside[members.numpy()] = False
         incoming = tuple(Axis(key[0], key[1], index, labels.rows[key].role) for key, index, made in axes if made)
         outgoing = tuple(_consumer(module, key, index, labels, uses) for key, index, made in axes if not made)
         if not any(axis.role == "weight" for axis in incoming):
@@ -284,10 +287,17 @@ def _kinds(vectors: Sequence[Tensor], kinds: Tensor) -> Tensor:
     refined = kinds.numpy()
     count = int(refined.max()) + 1
     for vector in map(Tensor.numpy, vectors):
-        present, times = np.unique(vector[vector > 0], return_counts=True)
-        finer = np.unique(refined[present] * (vector.size + 1) + times, return_inverse=True)[1]
-        refined[present] = count + finer
-        count += len(present)
+        present = vector[vector > 0]
+        found = refined[present] * (vector.size + 1) + 1
+        if (present[1:] <= present[:-1]).any():  # some more than once, perhaps
+            present, times = np.unique(present, return_counts=True)
+            found = refined[present] * (vector.size + 1) + times
+        if (found == found[:1]).all():
+            refined[present] = count
+            count += 1
+        else:
+            refined[present] = count + np.unique(found, return_inverse=True)[1]
+            count += len(present)
     return kinds
 
 
@@ -365,11 +375,12 @@ def _freeze_conflicts(
             freeze(vector, f"{name!r} is a buffer, which no optimizer trains")
 
 
-def _index(vector: Tensor, inside: Tensor) -> Tensor:
+def _index(vector: Tensor, inside: NDArray[np.bool_]) -> Tensor:
     """Positions in ``vector`` of each unit that is ``inside`` a group, ``(units, span)``."""
-    place = inside[vector].nonzero()[:, 0]
-    order = torch.argsort(vector[place], stable=True)
-    return place[order].reshape(int(inside.sum()), -1)
+    units = vector.numpy()
+    place = np.flatnonzero(inside[units])
+    order = np.argsort(units[place], kind="stable")
+    return torch.from_numpy(place[order].reshape(int(inside.sum()), -1))
 
 
 def _consumer(

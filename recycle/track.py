@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ from recycle.kept import Kept
 from recycle.rows import Look, Record
 from recycle.seen import Seen, norm, of_rows, row_means, settled, watched
 from recycle.stats import Gradients, Stats, Window, wide
+
+
+class _Weights(NamedTuple):
+    """The incoming weights that an optimizer updates."""
+
+    read: list[tuple[Tensor, int]]
+    """Each parameter once for each axis along which its entries are units'."""
+    groups: list[tuple[Gradients, list[tuple[int, Tensor | None]]]]
+    """What is kept of each group, and its part: which of those above, and the units' entries (None: all, in order)."""
 
 
 class Tracker:
@@ -78,7 +87,7 @@ class Tracker:
         self._step_handles: list[Any] = []
         self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
         self._shapes: dict[nn.Module, list[torch.Size]] = {}  # of the watched layers' parameters
-        self._incoming: list[list[tuple[Gradients, list[tuple[Tensor, int, Tensor | None]]]]] = []
+        self._incoming: list[_Weights] = []
         self._attached = False
         for group in graph:
             self.born[group.name] = torch.zeros(group.width, dtype=torch.long)
@@ -205,18 +214,26 @@ class Tracker:
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
             return
-        self._incoming = [list(self._weights_of(optimizer)) for optimizer in self.optimizers]
+        self._incoming = [self._weights_of(optimizer) for optimizer in self.optimizers]
         for number, optimizer in enumerate(self.optimizers):
             self._step_handles.append(optimizer.register_step_pre_hook(partial(self._watch_step, number)))
 
-    def _weights_of(self, optimizer: Optimizer) -> Iterator[tuple[Gradients, list[tuple[Tensor, int, Tensor | None]]]]:
-        """The incoming weights of each group that this optimizer updates: parameter, axis, and the units' entries."""
+    def _weights_of(self, optimizer: Optimizer) -> _Weights:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        found = _Weights([], [])
+        places: dict[tuple[int, int], int] = {}
         for group in self.graph:
             axes = [(axis, group.tensor(axis.name)) for axis in group.incoming if axis.role == "weight"]
-            own = [(w, axis.dim, _columns(axis.index, w, axis.dim)) for axis, w in axes if id(w) in held]
+            own = []
+            for axis, weight in axes:
+                if id(weight) in held:
+                    place = places.setdefault((id(weight), axis.dim), len(found.read))
+                    if place == len(found.read):
+                        found.read.append((weight, axis.dim))
+                    own.append((place, _columns(axis.index, weight, axis.dim)))
             if own:
-                yield self._seen[group.name].weights, own
+                found.groups.append((self._seen[group.name].weights, own))
+        return found
 
     @staticmethod
     def _detach(handles: list[Any]) -> None:
@@ -317,10 +334,10 @@ class Tracker:
             self._follow()
 
     def _watch_weights(self, number: int) -> None:
-        read = {(id(w), dim): (w, dim) for _, weights in self._incoming[number] for w, dim, _ in weights}
-        means = {key: row_means(w.grad, dim) for key, (w, dim) in read.items() if w.grad is not None}
-        for seen, weights in self._incoming[number]:
-            rows = [of_rows(means[id(w), dim], i) for w, dim, i in weights if (id(w), dim) in means]
+        weights = self._incoming[number]
+        means = [None if w.grad is None else row_means(w.grad, dim) for w, dim in weights.read]
+        for seen, own in weights.groups:
+            rows = [of_rows(found, index) for place, index in own if (found := means[place]) is not None]
             if rows:
                 seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
 

@@ -160,6 +160,8 @@ def test_whatever_is_offered_is_right(part: int) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_is_offered_is_right_in_many_networks() -> None:
-    counts = run(MANY, 1000)
+@pytest.mark.parametrize("part", range(10))
+def test_whatever_is_offered_is_right_in_many_networks(part: int) -> None:
+    counts = run(MANY // 10, 1000 + part)
+    print({name: count for name, count in counts.items() if ":" not in name})
     assert counts["offered"] >= COVERED * counts["editable"], counts

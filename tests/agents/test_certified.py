@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import TQC, CrossQ
+from sb3_contrib import TQC, CrossQ, RecurrentPPO
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
@@ -106,6 +106,42 @@ def test_events_report_and_log_what_is_certified(tmp_path):
     assert group.certified == 0.5 and group.dead >= 0.5
     assert "50.0% certified" in str(callback.reports[0]["policy"])
     assert '"recycle/policy/mlp_extractor.policy_net.0/certified": 0.5' in (tmp_path / "progress.json").read_text()
+
+
+RECURRENT = [
+    (UNIT, {}),
+    (UNIT, {"shared_lstm": True, "enable_critic_lstm": False}),
+    (UNIT, {"enable_critic_lstm": False}),  # the critic then begins with a layer that has no activation
+    (UNIT, {"net_arch": [], "share_features_extractor": False, "n_lstm_layers": 2}),
+    (IMAGE, {"net_arch": [4], "share_features_extractor": False}),
+    (spaces.Dict({"box": UNIT, "image": IMAGE}), {}),
+]
+
+
+@pytest.mark.parametrize(("space", "options"), RECURRENT)
+def test_what_is_certified_around_an_lstm_never_fires_whatever_came_before(space, options):
+    policy = "MultiInputLstmPolicy" if isinstance(space, spaces.Dict) else "CnnLstmPolicy" if space == IMAGE else None
+    kwargs = {"activation_fn": nn.ReLU, "net_arch": [8, 8], "lstm_hidden_size": 6, **options}
+    small = {"n_steps": 32, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu", "policy_kwargs": kwargs}
+    model = RecurrentPPO(policy or "MlpLstmPolicy", Anything(space), **small)
+    (network,) = networks_of(model)
+    graph = network.trace()
+    rectified = [group for group in graph if not group.name.startswith(("lstm", "critic"))]
+    for group in rectified:
+        bias = next(a for a in group.incoming if a.role == "bias")
+        with torch.no_grad():
+            group.tensor(bias.name)[bias.index[1]] = -1e7
+    certified = recycle.certify(graph, *network.box)
+    tracker = recycle.recycler.Tracker(graph, sample_every=1, training_only=False)
+    with tracker, torch.no_grad():
+        state, start = None, np.ones(1, bool)
+        for _ in range(30):
+            _, state = model.predict(space.sample(), state, start, deterministic=True)
+            start[:] = False
+            network.watch(model.policy.obs_to_tensor(space.sample())[0])
+    for group in graph:
+        assert certified[group.name].tolist() == [group in rectified and unit == 1 for unit in range(group.width)]
+        assert not bool((certified[group.name] & ~tracker.stats(group).dead).any()), "certified, yet it fired"
 
 
 class Continuous(Anything):

@@ -20,7 +20,8 @@ root, *words = sys.argv[1:]
 run_jobs([Job(Path(root), (*words, "--log-folder", root), 1)], 1)
 """
 SLEEPING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests themselves run under nohup
 from concurrent.futures import ThreadPoolExecutor
 from agents.children import Children
 from agents.command_line import reported
