@@ -27,9 +27,15 @@ def test_a_signal_is_noted_and_the_block_goes_on(number):
 
 
 def test_a_second_one_ends_it_at_once():
-    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+    interruption = Interruption()
+
+    def asked_twice():
+        with interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        asked_twice()
     assert interruption.asked == signal.SIGTERM
 
 
