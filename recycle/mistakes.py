@@ -58,7 +58,7 @@ class _Tail:
         axis: Axis,
         consumers: list[tuple[nn.Module, Axis]],
     ) -> None:
-        self.group, self.examples, self.layer, self.axis, self.consumers = group, examples, layer, axis, consumers
+        self.group, self.examples, self.layer, self.axis = group, examples, layer, axis
         self.features = -1 if isinstance(layer, nn.Linear) else 1
         made: dict[nn.Module, Tensor] = {}
         read: dict[nn.Module, Tensor] = {}
@@ -70,13 +70,21 @@ class _Tail:
             return hook
 
         outputs, losses, targets = self._run({each: keep(each) for each in (layer, *(c for c, _ in consumers))})
+        if layer not in read or len(read) == 1:
+            raise NotRecyclable(
+                f"no example is mispredicted because of {self._name(layer)!r}: examples() does not run it, or nothing "
+                "that reads it (of an agent: only the actor does, which predicts no value)"
+            )
+        self.consumers = [(each, axis) for each, axis in consumers if each in read]
         self.read = read[layer]
         if not losses.requires_grad or len(self.read) != len(losses):
             raise NotRecyclable(
                 f"folding needs {len(self.read)} losses with their gradients, one for each example that "
                 f"{self._name(layer)!r} reads: got {len(losses)}, requires_grad={losses.requires_grad}"
             )
-        watched = [made[each] for each, _ in consumers]
+        if targets.is_floating_point():  # twin critics: what another one says is right in this one's eyes
+            targets = torch.where(_moved_by(made[layer], outputs), targets, outputs.detach())
+        watched = [made[each] for each, _ in self.consumers]
         slopes = torch.autograd.grad(losses.mean(), watched, allow_unused=True)
         self.slopes = [torch.zeros_like(y) if g is None else g for y, g in zip(watched, slopes, strict=True)]
         self.losses = losses.detach()
@@ -144,8 +152,8 @@ class _Tail:
         with _hooked(self.group.module, hooks) as calls:
             found = self.examples()
         for layer, count in calls.items():
-            if count != 1:
-                raise NotRecyclable(f"examples() must run {self._name(layer)!r} once, it ran it {count} times")
+            if count > 1:
+                raise NotRecyclable(f"examples() runs {self._name(layer)!r} {count} times, expected once")
         return _checked(found)
 
     def _name(self, layer: nn.Module) -> str:
@@ -204,6 +212,16 @@ def _hooked(module: nn.Module, hooks: dict[nn.Module, _Hook]) -> Iterator[dict[n
             handle.remove()
         for layer, mode in modes:
             layer.training = mode
+
+
+def _moved_by(made: Tensor, outputs: Tensor) -> Tensor:
+    """Which outputs ``(examples, outputs)`` depend on what a layer made, bool ``(outputs,)``; all, if none does."""
+    found = torch.zeros(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    if made.requires_grad and outputs.requires_grad:
+        for i, y in enumerate(outputs.unbind(1)):
+            (slope,) = torch.autograd.grad(y.sum(), made, retain_graph=True, allow_unused=True)
+            found[i] = slope is not None and slope.any()
+    return found | ~found.any()
 
 
 def _checked(found: Any) -> tuple[Tensor, Tensor, Tensor]:

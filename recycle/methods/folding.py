@@ -29,7 +29,8 @@ class Folding:
     its outgoing weights have the largest gradient and the instance is on its active side; its outgoing weights are
     zero, so that the output stays as it was. Layers of ReLU-like units that one Linear or convolution makes.
 
-    It has to see where the network is wrong, and so must be built with a function::
+    It has to see where the network is wrong, and so must be given a function, here or as the Recycler's own
+    ``examples``. Under ``RecycleCallback`` it is a critic's |TD error| on 256 examples, drawn at each event::
 
         def examples():
             outputs = net(x)
@@ -40,7 +41,8 @@ class Folding:
 
     examples: Examples | None = None
     """Runs the network and returns outputs (n, k), the loss of each example (n,), and targets: integers (n,) for
-    classes, numbers shaped like the outputs for a regression or a critic. Without it nothing is done."""
+    classes, numbers shaped like the outputs for a regression or a critic. None: the Recycler's; without any nothing is
+    done."""
     count: int = 1
     """Units that an event adds to each layer, each for a cluster of its own."""
     most: int = 64
@@ -63,14 +65,6 @@ class Folding:
                 f"got {self.count}, {self.most}, {self.clusters}, {self.sample}"
             )
 
-    @property
-    def lacks(self) -> str:
-        """What is missing for it to do anything, or ""."""
-        return "" if self.examples is not None else (
-            "folding needs to see where the network is wrong: Folding(examples=...), a function that returns outputs, "
-            "losses and targets"
-        )  # fmt: skip
-
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """One edit with all newborns that could be made.
 
@@ -78,7 +72,7 @@ class Folding:
             NotRecyclable: nothing is wrong, or there is no boundary to fold; the report says so.
         """
         count = min(self.count, self.most - group.width)
-        if self.examples is None or stats.mistakes is None:
+        if stats.mistakes is None:
             return []
         if count < 1:
             raise NotRecyclable(f"{group.name!r} has {group.width} units, and most={self.most}")

@@ -362,6 +362,44 @@ def test_a_critic_is_folded_where_its_td_error_is() -> None:
     assert made.found.all()
 
 
+class ActorAndCritics(nn.Module):
+    """A shared layer, an actor that reads it, and twin critics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared, self.actor, self.act = nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(3, 2)
+        self.critics = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)) for _ in range(2))
+        self.double()
+
+    def values(self, x: Tensor) -> Tensor:
+        seen = self.shared(x).relu()
+        return torch.cat([critic(seen) for critic in self.critics], 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.act(self.actor(self.shared(x).relu()).relu()), self.values(x)
+
+
+def test_each_of_twin_critics_is_folded_by_its_own_error_and_an_actor_not_at_all() -> None:
+    net = ActorAndCritics()
+    targets = torch.stack([(3 * X[:, 0]).sin(), 100 + X[:, 1]], 1)  # the second is always further off
+
+    def examples() -> tuple[Tensor, Tensor, Tensor]:
+        values = net.values(X)
+        return values, (values - targets).abs().mean(1), targets
+
+    graph = recycle.trace(net, lambda: net(X))
+    for column in (0, 1):
+        seen = mistakes_of(graph[f"critics.{column}.0"], examples)
+        row = torch.tensor([3])
+        error = net.values(X)[3, column] - targets[3, column]
+        assert seen.margin(row, seen.inputs[:, 3]).item() == pytest.approx(float(error.detach()))
+        assert fold(seen, generator=seeded()).found.all()
+    assert fold(mistakes_of(graph["shared"], examples), generator=seeded()).found.all()  # the actor reads it too
+    with pytest.raises(NotRecyclable, match="no example is mispredicted because of 'actor'"):
+        mistakes_of(graph["actor"], examples)
+
+
 def test_looking_for_a_fold_leaves_no_mark() -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     examples = classified(net, X, Y)
@@ -405,7 +443,40 @@ def test_without_examples_it_says_what_is_missing_and_does_nothing() -> None:
         net(X)
     report = recycler.step()
     assert report.edits == ()
-    assert report.groups["0"].note.startswith("folding needs to see where the network is wrong: Folding(examples=...)")
+    assert report.groups["0"].note == (
+        "needs mistakes, which was not observed: pass examples=..., a function that returns outputs, losses and targets"
+    )
+
+
+def test_a_recycler_has_examples_for_a_method_that_was_given_none() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    called: list[str] = []
+
+    def said(name: str) -> Examples:
+        return lambda: called.append(name) or examples()  # type: ignore[func-returns-value]
+
+    for method in (Folding(), Folding(said("the method's"))):
+        recycler = recycle.Recycler(recycle.trace(net, lambda: net(X)), method, sample_every=1, examples=said("own"))
+        with recycler.listening():
+            net(X)
+        width, before = net[0].out_features, net(X)
+        with pytest.warns(UserWarning, match="optimizer"):
+            assert len(recycler.step().edits) == 1
+        assert net[0].out_features == width + 1 and (net(X) - before).abs().max() <= 1e-15
+        assert set(called) == {"own" if method.examples is None else "the method's"}
+        called.clear()
+
+
+def test_examples_that_cannot_be_had_say_why() -> None:
+    def none() -> Any:
+        raise NotRecyclable("nobody has seen anything")
+
+    net = mlp(2, 3, 2)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(X)), Folding(), sample_every=1, examples=none)
+    with recycler.listening():
+        net(X)
+    assert recycler.step().groups["0"].note == "nobody has seen anything"
 
 
 def test_nothing_mispredicted_is_nothing_to_fold() -> None:
@@ -460,8 +531,8 @@ def test_examples_that_are_not_as_expected_are_refused_by_reason() -> None:
     moving = mistakes(net, lambda: classified(net, X + next(calls), Y)())
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: moving.margin(torch.tensor([0]), X[:1]), "must run the same ones"),
-        (lambda: mistakes(net, lambda: (net(X), net(X).sum(1), Y)), "must run '0' once, it ran it 2 times"),
-        (lambda: mistakes(net, lambda: (torch.ones(3, 2), torch.ones(3), Y[:3])), "must run '0' once, it ran it 0"),
+        (lambda: mistakes(net, lambda: (net(X), net(X).sum(1), Y)), "runs '0' 2 times"),
+        (lambda: mistakes(net, lambda: (torch.ones(3, 2), torch.ones(3), Y[:3])), "because of '0': examples"),
         (lambda: mistakes(net, lambda: net(X)), "must return three tensors"),
         (lambda: mistakes(net, lambda: (net(X), torch.tensor(1.0), Y)), "losses \\(examples,\\), got"),
         (lambda: mistakes(net, lambda: (net(X), X.exp()[:, 0], Y.double())), "targets are integers"),
