@@ -5,7 +5,8 @@ The document: "Growing Networks by Folding on Typical Instances", slides, 1 Nove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,9 +16,19 @@ from recycle.births import Given
 from recycle.edits import Edit, Grow
 from recycle.folding import Creases, Direction, Examples, fold
 from recycle.graph import NotRecyclable
+from recycle.interventions import Deepen, Layers
 from recycle.kinds import check_fields
 from recycle.methods.selection import Units
 from recycle.stats import Stats
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A layer that was to be widened; whether it was shows behind the event alone."""
+
+    event: int
+    group: Units
+    width: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,12 @@ class Folding:
     sample: int = 256
     """Examples (of a convolution: patches) that are clustered at most."""
 
+    deepen: int = 0
+    """Events, at most, at which the layers that are folded also get a hidden layer behind them, born as the identity
+    (the document's equivalent deepening; ReLUs alone); 0: none. Not under ``grow``, which widens."""
+
     needs: ClassVar[tuple[str, ...]] = ("mistakes",)
+    _folds: list[_Fold] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "folding")
@@ -64,6 +80,8 @@ class Folding:
                 "folding needs count, most, clusters and sample >= 1, "
                 f"got {self.count}, {self.most}, {self.clusters}, {self.sample}"
             )
+        if self.deepen < 0:
+            raise ValueError(f"folding needs deepen >= 0 events, got {self.deepen}")
 
     def __call__(self, group: Units, stats: Stats) -> list[Edit]:
         """One edit with all newborns that could be made.
@@ -90,7 +108,19 @@ class Folding:
                 "no fold point: the output does not depend on what the layer reads at any typical mispredicted "
                 "instance (a dead segment)"
             )
+        if self.deepen:
+            self._folds.append(_Fold(stats.event, group, group.width))
         return [Grow(int(found.sum()), Given(_rows(made, mistakes.bias)))]
+
+    def on_networks(self, networks: Sequence[Layers], stats: Mapping[str, Stats]) -> list[Deepen]:
+        """A hidden layer behind each layer that the present event folded, where there is a place for one."""
+        event = max((seen.event for seen in stats.values()), default=0)
+        folded = [fold.group.name for fold in self._folds if fold.event == event and fold.group.width > fold.width]
+        self._folds.clear()
+        if not folded or sum(network.deepened for network in networks) >= self.deepen:
+            return []
+        places = [name for network in networks for name in network.gaps if name in folded]
+        return [Deepen(places or folded)]  # without a place the refusal says why
 
 
 def _rows(made: Creases, bias: bool) -> Tensor:

@@ -126,6 +126,17 @@ def test_a_loaded_agent_folds_as_if_it_had_never_stopped(name: str, tmp_path: Pa
     assert sum(len(line["edits"]) for line in told[0][-3:]) >= 2
 
 
+def test_an_agent_is_deepened_behind_a_fold_and_loads(tmp_path: Path) -> None:
+    model, callback = made("ppo"), Folding(method_kwargs={"most": 9, "deepen": 1})
+    model.learn(160, callback=callback)
+    assert max(callback.moved) < 1e-6
+    widths = [layer.out_features for layer in model.policy.mlp_extractor.value_net if isinstance(layer, nn.Linear)]
+    assert widths == [9, 9, 9, 9]
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu")
+    assert same(model, loaded) and all(map(torch.equal, outputs(model), outputs(loaded)))
+
+
 class Drawing(BaseCallback):
     """Draws examples at every rollout's end, and says what they are."""
 

@@ -17,6 +17,9 @@ from recycle.clusters import weighted_kmeans
 from recycle.folding import Direction, Examples, Mistakes, boundary, fold, fold_point, segment, steepest, typical
 from recycle.graph import NotRecyclable
 from recycle.methods.folding import Folding
+from recycle.methods.grow import Growth
+from recycle.methods.l2_init import L2Init
+from recycle.methods.together import check_together
 from recycle.mistakes import mistakes_of
 from recycle.track import Tracker
 
@@ -410,6 +413,81 @@ def test_looking_for_a_fold_leaves_no_mark() -> None:
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
     assert not net[0]._forward_hooks and not net[3]._forward_hooks
+
+
+# ---------------------------------------------------------------- deepening behind a fold
+
+
+def test_a_layer_that_is_folded_gets_an_identity_behind_it_as_often_as_allowed() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    recycler, adam = trained(net, examples, Folding(examples, deepen=2))
+    depths: list[list[str]] = []
+    for _ in range(3):
+        before = examples()[0].detach()
+        report = recycler.step()
+        assert report.edits and (examples()[0] - before).abs().max() <= 1e-14
+        assert report.interventions == (
+            (recycle.Deepen([name for name, _ in report.edits]),) if len(depths) < 2 else ()
+        )
+        depths.append([group.name for group in recycler.graph])
+        with recycler.listening():
+            examples()[1].mean().backward()
+        adam.step()
+    assert depths == [["0", "2"], ["0", "2", "4", "6"], ["0", "2", "4", "6"]]
+    assert [layer.out_features for layer in net[::2]] == [6, 6, 6, 6, 2]  # what is inserted is folded next time
+    assert recycler.deepened == 2
+
+
+def test_only_layers_that_were_folded_are_deepened_and_a_resumed_run_knows_how_many_there_are() -> None:
+    net = mlp(2, 4, 3, 2)
+    examples = classified(net, X, Y)
+    recycler, adam = trained(net, examples, Folding(examples, most=4, deepen=1))
+    report = recycler.step()
+    assert [name for name, _ in report.edits] == ["2"] and report.interventions == (recycle.Deepen(["2"]),)
+    assert [layer.out_features for layer in net[::2]] == [4, 4, 4, 2]
+    method = Folding(examples, deepen=1)
+    resumed = recycle.Recycler(recycle.trace(net, examples), method, optimizers=[adam], sample_every=1)
+    resumed.load_state_dict(recycler.state_dict())
+    with resumed.listening():
+        examples()[1].mean().backward()
+    adam.step()
+    report = resumed.step()
+    assert len(report.edits) == 3 and not report.interventions and not report.note
+
+
+def test_a_fold_that_was_not_made_deepens_nothing() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    adam, other = torch.optim.Adam(net.parameters()), torch.optim.LBFGS(net.parameters())
+    recycler = recycle.Recycler(
+        recycle.trace(net, examples), Folding(examples, deepen=1), optimizers=[adam, other], sample_every=1
+    )
+    with recycler.listening():
+        examples()[1].mean().backward()
+    other.state[net[0].weight]["d"] = torch.zeros(5)  # a history that cannot be resized
+    report = recycler.step()
+    assert report.groups["0"].note and not report.edits and not report.interventions and net[0].out_features == 3
+
+
+def test_where_no_identity_can_be_the_fold_stays_and_the_report_says_why() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.LeakyReLU(), nn.Linear(3, 2)).double()
+    examples = classified(net, X, Y)
+    recycler, _ = trained(net, examples, Folding(examples, deepen=1))
+    report = recycler.step()
+    assert net[0].out_features == 4 and len(net) == 3
+    assert not report.interventions and "LeakyReLU is not the identity" in report.note
+
+
+def test_deepening_is_refused_where_it_would_be_ignored_or_undone() -> None:
+    for options in ({"deepen": -1}, {"deepen": True}):
+        with pytest.raises((ValueError, TypeError), match="deepen"):
+            Folding(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="deepen of Folding would be ignored"):
+        Growth(Folding(deepen=1))
+    with pytest.raises(ValueError, match="inserted ones begin later"):
+        check_together([Folding(deepen=1), L2Init()])
+    check_together([Folding(), L2Init()])
 
 
 # ---------------------------------------------------------------- what cannot be folded, and says so
