@@ -55,7 +55,8 @@ class Folding:
     classes, numbers shaped like the outputs for a regression or a critic. None: the Recycler's; without any nothing is
     done."""
     count: int = 1
-    """Units that an event adds to each layer, each for a cluster of its own."""
+    """Units that an event adds to each layer, each for a cluster of its own and for what those before it leave of the
+    gradient."""
     most: int = 64
     """Width up to which a layer is widened."""
     direction: Direction = "gradient"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,14 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
+from agents.experiments.folding import initial, train
+from agents.experiments.folding import mistakes as experiment
 from recycle.clusters import weighted_kmeans
-from recycle.folding import Direction, Examples, Mistakes, boundary, fold, fold_point, segment, steepest, typical
+from recycle.folding import (
+    Creases,
+    Direction,
+    Examples,
+    Mistakes,
+    boundary,
+    fold,
+    fold_point,
+    segment,
+    steepest,
+    typical,
+    unexplained,
+)
 from recycle.graph import NotRecyclable
 from recycle.methods.folding import Folding
 from recycle.methods.grow import Growth
 from recycle.methods.l2_init import L2Init
 from recycle.methods.together import check_together
-from recycle.mistakes import mistakes_of
+from recycle.mistakes import _Outgoing, _unexplained, mistakes_of
 from recycle.track import Tracker
 
 
@@ -218,6 +233,71 @@ def test_directions_within_a_hyperplane_stay_in_it() -> None:
     assert (found * normal).sum().abs() < 1e-12 and found.norm().item() == pytest.approx(1)
 
 
+# ---------------------------------------------------------------- several units at one event
+
+
+def test_what_is_unexplained_is_the_rest_of_the_least_squares() -> None:
+    slopes, acts = rand(3, 40, 2), rand(3, 40, 4, seed=1).relu()
+    acts[1, :, 2] = acts[1, :, 0]  # twins
+    acts[2, :, 3] = 0  # no unit at all
+    left = unexplained(slopes, acts)
+    assert (acts.mT @ left).abs().max() < 1e-10 and (slopes.mT @ left - left.mT @ left).abs().max() < 1e-8
+    assert torch.equal(unexplained(slopes, acts[:, :, :0]), slopes)
+    best = torch.linalg.lstsq(acts[0], slopes[0]).solution
+    assert torch.allclose(left[0], slopes[0] - acts[0] @ best)
+
+
+def side_by_side(seed: int = 0) -> tuple[Mistakes, Tensor, Tensor]:
+    """Twelve small networks at once, their points and the slopes of their losses."""
+    x = rand(80, 2, seed=seed)
+    y = (x[:, 1] > (2 * x[:, 0]).sin()).long()
+    nets = train(initial(12, 2, seeded(seed)), x.float(), y, 60).of(slice(None))
+    slopes = (nets(x).softmax(2) - F.one_hot(y, 2)) / len(x)
+    return experiment(nets, x, y), x, slopes
+
+
+def explained(x: Tensor, slopes: Tensor, made: Creases) -> Tensor:
+    """Part of each network's slopes that its new units explain together."""
+    acts = (x @ made.weight.mT + made.bias[:, None]).relu()
+    return 1 - unexplained(slopes, acts).square().sum((1, 2)) / slopes.square().sum((1, 2))
+
+
+def test_units_of_one_cluster_do_not_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same typical instance for both, the second one is the best for what the first leaves."""
+    seen, x, slopes = side_by_side()
+    one = fold(seen, generator=seeded())
+    worst = one.typical[:, 0].clamp_min(0)
+    monkeypatch.setattr(
+        "recycle.folding.typical", lambda *_, **__: (torch.stack([worst] * 2, 1), torch.stack([one.found[:, 0]] * 2, 1))
+    )
+    apart = fold(seen, 2, generator=seeded())
+    alike = fold(dataclasses.replace(seen, beside=lambda rows: seen.score), 2, generator=seeded())
+    found = apart.found.all(1)
+    assert found.sum() >= 10 and torch.equal(apart.weight[:, 0], one.weight[:, 0])
+    assert torch.equal(alike.weight[found, 0], alike.weight[found, 1])  # what it was for
+    first, second = apart.weight[found].unbind(1)
+    assert (F.cosine_similarity(first, second) < 0.999).double().mean() > 0.8  # one direction may be best for both
+    assert (explained(x, slopes, apart) >= explained(x, slopes, alike) - 1e-9)[found].all()
+    rest = unexplained(slopes, (x @ apart.weight[:, :1].mT + apart.bias[:, None, :1]).relu())
+    directions = F.normalize(apart.weight[:, 1:], dim=2)
+    points = apart.point[:, 1]
+    told = seen.beside(torch.cat([apart.weight[:, :1], apart.bias[:, :1, None]], 2))(points, directions)
+    acts = ((x - points[:, None]) @ directions.mT).relu()
+    assert torch.allclose(told, (acts.mT @ rest).square().sum(2))
+
+
+def test_the_second_unit_is_the_best_for_what_the_first_leaves() -> None:
+    """The first is as before, and so is the fold point of the second: another direction goes through it."""
+    seen, _, _ = side_by_side()
+    apart = fold(seen, 2, generator=seeded())
+    alike = fold(dataclasses.replace(seen, beside=lambda rows: seen.score), 2, generator=seeded())
+    both = apart.found.all(1)
+    assert torch.equal(apart.weight[:, 0], alike.weight[:, 0]) and torch.equal(apart.point, alike.point)
+    left = seen.beside(torch.cat([apart.weight[:, :1], apart.bias[:, :1, None]], 2))
+    ours, theirs = (left(apart.point[:, 1], F.normalize(made.weight[:, 1:], dim=2))[both, 0] for made in (apart, alike))
+    assert (ours >= theirs * (1 - 1e-9)).all() and (ours > 1.01 * theirs).any() and both.sum() >= 6
+
+
 # ---------------------------------------------------------------- on traced networks
 
 
@@ -273,6 +353,46 @@ def test_a_convolutions_score_is_the_gradient_that_the_grown_network_has(name: s
     assert grad is not None
     assert told.item() == pytest.approx(float(axis.read(grad, torch.tensor([group.width - 1])).square().sum()))
     assert told.item() > 0
+
+
+def test_a_unit_beside_others_is_scored_on_what_they_leave() -> None:
+    net = mlp(2, 3, 2)
+    seen = mistakes(net, classified(net, X, Y))
+    slopes = (net(X).softmax(1) - F.one_hot(Y, 2)).detach()
+    rows = rand(1, 4, 3, seed=7)  # more than the layer has units
+    acts = (X @ rows[0, :, :2].T + rows[0, :, 2]).relu()
+    rest = slopes - acts @ torch.linalg.lstsq(acts, slopes).solution
+    point, directions = rand(1, 2, seed=4), F.normalize(rand(1, 7, 2, seed=5), dim=2)
+    told = seen.beside(rows)(point, directions)
+    assert torch.allclose(told, hinge_score(X, rest, point)(directions), rtol=1e-4)
+    assert torch.allclose(seen.beside(torch.zeros(1, 2, 3).double())(point, directions), seen.score(point, directions))
+
+
+@pytest.mark.parametrize("name", ["0", "3"])
+def test_beside_a_convolutions_unit_its_copy_is_worth_nothing(name: str) -> None:
+    """The next layer is a convolution with a weight for each place of the kernel, or reads the channel flattened."""
+    net, x, y = conv_case()
+    seen = mistakes(net, classified(net, x, y), name, x)
+    point = seen.inputs[:, 11]
+    directions = F.normalize(rand(1, 3, seen.inputs.shape[2], seed=3), dim=2)
+    first = torch.cat([directions[:, :1], -(directions[:, :1] * point[:, None]).sum(2, keepdim=True)], 2)
+    alone, beside = seen.score(point, directions)[0], seen.beside(2.5 * first)(point, directions)[0]
+    assert beside[0] < 1e-12 * alone[0]
+    assert (beside[1:] > 1e-3 * alone[1:]).all() and not torch.allclose(beside[1:], alone[1:], rtol=1e-3)
+
+
+def test_what_a_convolution_leaves_is_the_rest_of_the_least_squares() -> None:
+    net, x, _ = conv_case()
+    graph = recycle.trace(net, lambda: net(x))
+    (axis,), read = graph["0"].outgoing, rand(12, 3, 4, 4, seed=5)
+    outgoing = _Outgoing(net[3], axis, read, 2)
+    shape = axis.read(net[3].weight.detach(), torch.arange(2)).shape
+    every = torch.eye(shape.numel(), dtype=torch.double).view(-1, *shape)
+    images = torch.stack([outgoing.image(one).flatten() for one in every], 1)
+    slope = rand(12, 4, 2, 2, seed=6)
+    assert torch.allclose(outgoing.gradient(slope).flatten(), images.T @ slope.flatten())
+    wanted = slope.flatten() - images @ torch.linalg.lstsq(images, slope.flatten()[:, None]).solution[:, 0]
+    assert torch.allclose(_unexplained(slope, [outgoing]).flatten(), wanted, atol=1e-6)
 
 
 def test_a_convolutions_margin_moves_one_patch() -> None:
