@@ -106,7 +106,7 @@ def state_values(model: BaseAlgorithm) -> Critic:
         returns = torch.as_tensor(buffer.returns.reshape(-1)[chosen], device=model.device)
         return taken(model, chosen), returns[:, None]
 
-    return Critic(policy.predict_values, draw, in_time=True)
+    return Critic(lambda observations: policy.predict_values(observations), draw, in_time=True)
 
 
 # -- off-policy --------------------------------------------------------------------------------------------

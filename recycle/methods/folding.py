@@ -40,14 +40,17 @@ class Folding:
     its outgoing weights have the largest gradient and the instance is on its active side; its outgoing weights are
     zero, so that the output stays as it was. Layers of ReLU-like units that one Linear or convolution makes.
 
-    It has to see where the network is wrong, and so must be given a function, here or as the Recycler's own
-    ``examples``. Under ``RecycleCallback`` it is a critic's |TD error| on 256 examples, drawn at each event::
+    It has to see where the network is wrong, by a function that it is given here or as the Recycler's own
+    ``examples``::
 
         def examples():
             outputs = net(x)
             return outputs, F.cross_entropy(outputs, y, reduction="none"), y
 
         Recycler(graph, Folding(examples), optimizers=[adam])
+
+    Under ``RecycleCallback`` it need not be given one: an agent's critic is folded by its |TD error| on 256 examples
+    drawn at each event, and layers that the actor alone runs, which predict no value, are left as they are.
     """
 
     examples: Examples | None = None
