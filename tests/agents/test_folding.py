@@ -88,14 +88,14 @@ ACTORS = {
 @pytest.mark.parametrize(("name", "method"), [("ppo", "folding"), ("dqn", "grow+folding"), ("sac", "folding")])
 def test_an_agent_grows_by_folding_is_saved_and_loads(name: str, method: str, tmp_path: Path) -> None:
     model = made(name)
-    options = {"folding": {"most": 10}} | ({"grow": {"when": "every:1"}} if "+" in method else {})
+    options = {"folding": {"most": 9}} | ({"grow": {"when": "every:1"}} if "+" in method else {})
     callback = Folding(method=method, method_kwargs=options if "+" in method else options["folding"])
     start = widths_of(model)
-    model.learn(200, callback=callback)
+    model.learn(140, callback=callback)
     edits = [edit for reports in callback.reports for report in reports.values() for _, edit in report.edits]
     assert edits and all(isinstance(edit, Grow) for edit in edits)
     assert max(callback.moved) < 1e-6
-    grown = {group for group, width in widths_of(model).items() if width == 10}
+    grown = {group for group, width in widths_of(model).items() if width == 9}
     learnt = {group for group in start if not any(part in group for part in ("policy_net", "latent_pi"))}
     assert all(note.startswith(ACTORS[layer]) for layer, note in callback.notes().items() if layer in ACTORS)
     assert grown == learnt and all(widths_of(model)[group] == 8 for group in start.keys() - learnt)
