@@ -27,8 +27,9 @@ from agents.deepened import remember_depth
 from agents.elastic import remember_widths
 from agents.injected import remember_injection
 from agents.layered import CReLU
-from agents.networks import Network, evaluating, networks_of
-from agents.observations import recent
+from agents.networks import Network, networks_of
+from agents.observations import evaluating, recent
+from agents.td_errors import TDErrors
 from recycle import Graph, Recycler, Report
 from recycle.interventions import Inject
 from recycle.kinds import check_arguments
@@ -134,6 +135,7 @@ class RecycleCallback(BaseCallback):
         """What the latest events saw and did, by network."""
         self.keep_reports = keep_reports
         self._networks: dict[str, Network] = {}
+        self._examples: dict[str, TDErrors] = {}
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
@@ -205,6 +207,7 @@ class RecycleCallback(BaseCallback):
             reports = self._observe() if early else self._step()
             for name, report in reports.items():
                 self._networks[name].follow(self.recyclers[name].graph, report)
+                self._examples[name].forget()
             self._event(reports)
         for recycler in self.recyclers.values():
             recycler.tracker.pause()  # no training pass comes from a rollout
@@ -227,8 +230,12 @@ class RecycleCallback(BaseCallback):
                     recycler.record(name, float(value))
 
     def _on_rollout_end(self) -> None:
-        if self.jumps and self.num_timesteps - self._last_event >= self.every:
-            self._next_batch = recent(self.model)
+        if self.num_timesteps - self._last_event >= self.every:
+            if self.jumps:
+                self._next_batch = recent(self.model)
+            for name, recycler in self.recyclers.items():
+                if "mistakes" in recycler.needs:
+                    self._examples[name].rollout_ended()
         for recycler in self.recyclers.values():
             recycler.tracker.resume()
 
@@ -264,11 +271,13 @@ class RecycleCallback(BaseCallback):
         if Growth in _kinds(self.method) and not any(group.resizable for graph in chosen.values() for group in graph):
             fixed = "; ".join(f"{group.name}: {group.why_fixed}" for graph in chosen.values() for group in graph)
             raise ValueError(f"nothing can grow in this {kind}: {fixed}")
-        found = {}
+        found, self._examples = {}, {}
         for number, network in enumerate(networks):
             graph = chosen.get(network.name)
             if graph is None:
                 continue
+            generator = torch.Generator().manual_seed(self.seed + number)
+            self._examples[network.name] = TDErrors(network.critic, generator)
             found[network.name] = Recycler(
                 graph,
                 _of(network, self.method),
@@ -277,7 +286,8 @@ class RecycleCallback(BaseCallback):
                 init=network.init,
                 certify=None if network.box is None else partial(self._certify, network),
                 probe=partial(self._probe, network) if self.jumps else None,
-                generator=torch.Generator().manual_seed(self.seed + number),
+                examples=self._examples[network.name],
+                generator=generator,
                 **self.options,  # type: ignore[arg-type]
             )
         return found
@@ -405,6 +415,7 @@ class RecycleCallback(BaseCallback):
             "last_event": self._last_event,
             "since": self._since,
             "batch": moved(self._batch, torch.device("cpu")),
+            "examples": {name: examples.state_dict() for name, examples in self._examples.items()},
             "totals": {name: dict(counts) for name, counts in self._totals.items()},
             "recyclers": {name: r.state_dict() for name, r in self.recyclers.items()},
         }
@@ -422,6 +433,8 @@ class RecycleCallback(BaseCallback):
             return
         self._last_event, self._since = state["last_event"], state["since"]
         self._batch = moved(state.get("batch"), model.device)
+        for name, examples in self._examples.items():
+            examples.load_state_dict(state.get("examples", {}).get(name), model.device)
         self._totals = {k: dict(v) for k, v in state["totals"].items()}
 
 

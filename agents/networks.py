@@ -6,7 +6,7 @@ Algorithms are told apart by what their models hold, so sb3-contrib need not be 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,8 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 import recycle
-from agents.observations import BATCH, Box, box, observations, sample
+from agents.observations import BATCH, Box, box, evaluating, observations, sample
+from agents.td_errors import Critic, action_values, critic_values, state_values
 from recycle import Graph, Report, Reset, Split
 from recycle.fresh import Init
 from recycle.kinds import check_arguments
@@ -52,6 +53,9 @@ class Network:
     """The network on a bounded observation space, for :func:`recycle.certify`; None where there are no bounds."""
     follow: Callable[[Graph, Report], None] = lambda graph, report: None
     """Brings what the model keeps of single units, such as recurrent states, in line with the edits of a report."""
+
+    critic: Critic | str = "an actor predicts no value, so it has no mispredicted example"
+    """What of it predicts values, and how far off they are; or why there is no telling."""
 
     def trace(self) -> Graph:
         """The groups that can be edited, as :func:`recycle.trace` finds them, less the :attr:`frozen` parts."""
@@ -108,7 +112,9 @@ def _values(model: BaseAlgorithm, name: str) -> Network:
     batch = observations(model)
     tau = float(model.tau)  # type: ignore[attr-defined]
     ends = box(model, lambda x: getattr(network, name)(network.features_extractor(x)))
-    return Network(name, network, (lambda: network(batch),), network, (policy.optimizer,), ((target, tau),), box=ends)
+    critic = action_values(model, network, target)
+    call = (lambda: network(batch),)
+    return Network(name, network, call, network, (policy.optimizer,), ((target, tau),), box=ends, critic=critic)
 
 
 # -- actor and critic with an optimizer each ---------------------------------------------------------------
@@ -157,6 +163,7 @@ def _actor_and_critic(model: BaseAlgorithm) -> list[Network]:
             targets("critic"),
             frozen=frozen,
             box=None if ends is None else (partial(_judging, critic), (ends[1], -actions_end), (ends[2], actions_end)),
+            critic=critic_values(model, critic),
         ),
     ]
 
@@ -192,19 +199,6 @@ def _with_running_statistics(module: nn.Module, call: Callable[[], Any]) -> Call
     return run
 
 
-@contextmanager
-def evaluating(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Put layers into evaluation mode for the block."""
-    modes = [(layer, layer.training) for layer in layers]
-    for layer in layers:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
-
-
 # -- actor-critic policies ---------------------------------------------------------------------------------
 
 
@@ -221,7 +215,16 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
             return policy.evaluate_actions(batch, actions)
 
     ends = box(model, partial(_both_heads, policy))
-    return Network("policy", policy, (call,), watch, (policy.optimizer,), init=_orthogonal(policy), box=ends)
+    return Network(
+        "policy",
+        policy,
+        (call,),
+        watch,
+        (policy.optimizer,),
+        init=_orthogonal(policy),
+        box=ends,
+        critic=state_values(model),
+    )
 
 
 @contextmanager
@@ -282,6 +285,7 @@ def _recurrent(model: BaseAlgorithm) -> Network:
         box=_recurrent_box(model),
         fixed=dict.fromkeys(("lstm_actor", "lstm_critic"), _ONE_SIZE),
         follow=follow,
+        critic="a recurrent critic predicts from all steps before, and folding looks at examples of one step",
     )
 
 

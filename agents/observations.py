@@ -1,16 +1,20 @@
-"""Observations that nobody made, for tracing and certificates, and recent ones to look at a network with."""
+"""Observations to look at networks with: recent ones, and for tracing and certificates some that nobody made."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 BATCH = 8
 """Samples in a batch."""
@@ -30,23 +34,49 @@ def recent(model: BaseAlgorithm, most: int = 64) -> Any:
 
     Read it before the next rollout begins, which empties an on-policy model's buffer.
     """
-    buffer: Any = getattr(model, "rollout_buffer", None)
-    if buffer is None:
-        buffer = model.replay_buffer  # type: ignore[attr-defined]
-        rows, wrapper = buffer.size(), model.get_vec_normalize_env()
-    else:
-        rows, wrapper = len(buffer.rewards), None  # normalised already
+    buffer, rows, _ = _held(model)
+    count = rows * buffer.n_envs
+    return taken(model, np.linspace(0, count - 1, min(most, count)).astype(int))
 
-    def taken(values: Any) -> Any:
-        return values[:rows].reshape(-1, *values.shape[2:])
+
+def taken(model: BaseAlgorithm, chosen: NDArray[np.integer]) -> Any:
+    """Observations of the latest rollout or the replay buffer, as the policy's networks take them.
+
+    Args:
+        model: whose buffer is not empty.
+        chosen: which, counted step by step and within a step environment by environment.
+    """
+    buffer, rows, wrapper = _held(model)
+
+    def flat(values: Any) -> Any:
+        return values[:rows].reshape(-1, *values.shape[2:])[chosen]
 
     held = buffer.observations
-    flat = {k: taken(v) for k, v in held.items()} if isinstance(held, dict) else taken(held)
-    count = len(next(iter(flat.values())) if isinstance(flat, dict) else flat)
-    chosen = np.linspace(0, count - 1, min(most, count)).astype(int)
-    batch = {k: v[chosen] for k, v in flat.items()} if isinstance(flat, dict) else flat[chosen]
-    found, _ = model.policy.obs_to_tensor(buffer._normalize_obs(batch, wrapper))
-    return found
+    batch = {k: flat(v) for k, v in held.items()} if isinstance(held, dict) else flat(held)
+    batch = buffer._normalize_obs(batch, wrapper)
+    return {k: buffer.to_torch(v) for k, v in batch.items()} if isinstance(batch, dict) else buffer.to_torch(batch)
+
+
+def _held(model: BaseAlgorithm) -> tuple[Any, int, VecNormalize | None]:
+    """The buffer, for how many steps it holds what happened, and what has yet to normalise that."""
+    rollout: Any = getattr(model, "rollout_buffer", None)
+    if rollout is not None:
+        return rollout, len(rollout.rewards), None
+    replay: Any = model.replay_buffer  # type: ignore[attr-defined]
+    return replay, replay.size(), model.get_vec_normalize_env()
+
+
+@contextmanager
+def evaluating(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put layers into evaluation mode for the block."""
+    modes = [(layer, layer.training) for layer in layers]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 def sample(space: spaces.Space[Any]) -> Any:

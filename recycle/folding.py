@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ Examples: TypeAlias = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Runs the network on some examples, the same ones whenever it is called at one event, and returns its outputs
 ``(examples, outputs)``, the loss of each ``(examples,)``, and the targets: integers ``(examples,)`` for classes, or
 numbers shaped like the outputs."""
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Of units whose hinge goes through a point, see :attr:`Mistakes.score`."""
 Direction: TypeAlias = Literal["gradient", "toward", "tangent", "origin"]
 """How the hinge of a new unit lies, see :func:`fold`."""
 
@@ -54,10 +57,14 @@ class Mistakes:
     margin: Callable[[Tensor, Tensor], Tensor]
     """Boundary functional of a row ``(nets,)``, were its features the point ``(nets, features)``: ``(nets,)``. Zero on
     the decision boundary, or where a regression is right. Differentiable by the point."""
-    score: Callable[[Tensor, Tensor], Tensor]
+    score: Score
     """Squared gradient of the mean loss in the outgoing weights, which are zero, of units that point in the directions
     ``(nets, units, features)`` and whose hinge goes through the point ``(nets, features)``: ``(nets, units)``.
     Differentiable by the directions."""
+    beside: Callable[[Tensor], Score]
+    """The :attr:`score` of one unit more, beside new ones with these incoming weights, the bias last: ``(nets, units,
+    features + 1)``, zeros where there is none. Of the gradient counts what their outgoing weights cannot take: the rest
+    of the least squares over the rows, as in SENN."""
     length: Tensor
     """Mean norm of the incoming weights of the layer's units, ``(nets,)``."""
     bias: bool = True
@@ -291,6 +298,13 @@ def steepest(
     return _best(kept, worth, side)
 
 
+def unexplained(slopes: Tensor, activations: Tensor) -> Tensor:
+    """What is left of slopes ``(nets, rows, outputs)`` of their least squares by ``(nets, rows, units)``."""
+    gram = activations.mT @ activations
+    share: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6) @ (activations.mT @ slopes)
+    return slopes - activations @ share
+
+
 def _unit(vectors: Tensor) -> Tensor:
     size = vectors.norm(dim=-1, keepdim=True)
     return vectors / torch.where(size > 0, size, 1.0)
@@ -336,7 +350,8 @@ def fold(
 
     Args:
         mistakes: where the networks are wrong.
-        count: units to add, each for a cluster of its own, those of the largest mean loss first.
+        count: units to add, each for a cluster of its own, those of the largest mean loss first. The direction of one
+            is that of the largest gradient which those before it leave, so that no two do the same.
         direction: ``"gradient"``: the one of the largest gradient of which the instance is on the active side.
             The document's own: ``"toward"`` the instance, whose hinge is parallel to the boundary; ``"origin"``, with
             a bias of zero (the hinge goes through the origin too). ``"tangent"``: across the boundary, the instance
@@ -362,6 +377,7 @@ def fold(
         "bias": mistakes.inputs.new_zeros(nets, count),
     }
     filled = torch.zeros(nets, dtype=torch.long, device=rows.device)
+    score = mistakes.score
     for row, usable in zip(rows.unbind(1), there.unbind(1), strict=True):
         if bool(((filled == count) | ~usable).all()):
             continue
@@ -370,24 +386,22 @@ def fold(
         now = usable & alive & (filled < count)
         if not bool(now.any()):
             continue
-        weight = mistakes.length[:, None] * _direction(mistakes, direction, instance, point, generator)
+        weight = mistakes.length[:, None] * _direction(score, direction, instance, point, generator)
         bias = torch.zeros_like(weight[:, 0]) if direction == "origin" else -(weight * point).sum(1)
         new = {"found": now, "typical": row, "instance": instance, "point": point, "reached": reached,
                "weight": weight, "bias": bias}  # fmt: skip
         for name, values in new.items():
             made[name][all_nets[now], filled[now]] = values[now]
         filled = filled + now
+        if bool((filled < count).any()):
+            score = mistakes.beside(torch.cat([made["weight"], made["bias"][:, :, None]], 2))
     return Creases(mispredicted=there.any(1), **made)
 
 
 def _direction(
-    mistakes: Mistakes, direction: Direction, instance: Tensor, point: Tensor, generator: torch.Generator | None
+    score_at: Score, direction: Direction, instance: Tensor, point: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    toward = instance - point
-
-    def score(directions: Tensor) -> Tensor:
-        return mistakes.score(point, directions)
-
+    toward, score = instance - point, partial(score_at, point)
     if direction == "toward":
         return _unit(toward)
     if direction == "tangent":

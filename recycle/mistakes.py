@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from recycle.folding import Examples, Mistakes, boundary
+from recycle.folding import Examples, Mistakes, Score, boundary
 from recycle.graph import Axis, NotRecyclable, UnitGroup, plain
 from recycle.samples import is_plain_convolution, patches
 from recycle.tracing import undisturbed
@@ -18,6 +18,8 @@ from recycle.tracing import undisturbed
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Hook: TypeAlias = Callable[[Tensor, Tensor], Tensor | None]
 """Input and output of a layer to another output, or None."""
+_STEPS = 50
+"""Of conjugate gradients, at most; among k units and a Linear layer k are exact."""
 
 
 def mistakes_of(group: UnitGroup, examples: Examples) -> Mistakes:
@@ -42,6 +44,7 @@ def mistakes_of(group: UnitGroup, examples: Examples) -> Mistakes:
         wrong=tail.wrong.repeat_interleave(places)[None],
         margin=tail.margin,
         score=tail.score,
+        beside=tail.beside,
         length=owned.flatten(1).norm(dim=1).mean()[None],
         bias=any(each.role == "bias" for each in group.incoming),
     )
@@ -58,7 +61,7 @@ class _Tail:
         axis: Axis,
         consumers: list[tuple[nn.Module, Axis]],
     ) -> None:
-        self.group, self.examples, self.layer, self.axis, self.consumers = group, examples, layer, axis, consumers
+        self.group, self.examples, self.layer, self.axis = group, examples, layer, axis
         self.features = -1 if isinstance(layer, nn.Linear) else 1
         made: dict[nn.Module, Tensor] = {}
         read: dict[nn.Module, Tensor] = {}
@@ -70,13 +73,21 @@ class _Tail:
             return hook
 
         outputs, losses, targets = self._run({each: keep(each) for each in (layer, *(c for c, _ in consumers))})
+        if layer not in read or len(read) == 1:
+            raise NotRecyclable(
+                f"no example is mispredicted because of {self._name(layer)!r}: examples() does not run it, or nothing "
+                "that reads it (of an agent: only the actor does, which predicts no value)"
+            )
+        self.consumers = [(each, axis) for each, axis in consumers if each in read]
         self.read = read[layer]
         if not losses.requires_grad or len(self.read) != len(losses):
             raise NotRecyclable(
                 f"folding needs {len(self.read)} losses with their gradients, one for each example that "
                 f"{self._name(layer)!r} reads: got {len(losses)}, requires_grad={losses.requires_grad}"
             )
-        watched = [made[each] for each, _ in consumers]
+        if targets.is_floating_point():  # twin critics: what another one says is right in this one's eyes
+            targets = torch.where(_moved_by(made[layer], outputs), targets, outputs.detach())
+        watched = [made[each] for each, _ in self.consumers]
         slopes = torch.autograd.grad(losses.mean(), watched, allow_unused=True)
         self.slopes = [torch.zeros_like(y) if g is None else g for y, g in zip(watched, slopes, strict=True)]
         self.losses = losses.detach()
@@ -104,8 +115,27 @@ class _Tail:
         parts = [self._gradient_norms(part) for part in torch.split(values, self.group.width, dim=1)]
         return torch.cat(parts)[None]
 
+    def beside(self, rows: Tensor) -> Score:
+        """See :attr:`recycle.folding.Mistakes.beside`; of one network."""
+        values = self.rows @ rows[0, :, :-1].T + rows[0, :, -1]
+        reads = [(part.shape[1], self._read_of(part)) for part in torch.split(values, self.group.width, dim=1)]
+        rest = copy.copy(self)
+        rest.slopes = [
+            _unexplained(slope, [_Outgoing(layer, axis, read[layer].detach(), count) for count, read in reads])
+            for (layer, axis), slope in zip(self.consumers, self.slopes, strict=True)
+        ]
+        return rest.score
+
     def _gradient_norms(self, values: Tensor) -> Tensor:
         """Squared gradient of the outgoing weights of units with these pre-activations, ``(rows, units)``."""
+        read = self._read_of(values)
+        total = values.new_zeros(values.shape[1])
+        for (layer, axis), slope in zip(self.consumers, self.slopes, strict=True):
+            total = total + _Outgoing(layer, axis, read[layer], len(total)).gradient(slope).square().sum((1, 2))
+        return total
+
+    def _read_of(self, values: Tensor) -> dict[nn.Module, Tensor]:
+        """What each consumer reads if units with these pre-activations ``(rows, units)`` stand in the first places."""
         units = torch.arange(values.shape[1])
         read: dict[nn.Module, Tensor] = {}
 
@@ -118,16 +148,7 @@ class _Tail:
             return lambda x, y: read.update({of: x})
 
         self._run({self.layer: replace, **{layer: keep(layer) for layer, _ in self.consumers}})
-        total = values.new_zeros(len(units))
-        for (layer, axis), slope in zip(self.consumers, self.slopes, strict=True):
-            with torch.enable_grad():
-                weight = self.group.tensor(axis.name).detach().requires_grad_()
-                twin: Any = copy.copy(layer)  # without the hooks: this is no pass of the network
-                twin._parameters = {**layer._parameters, "weight": weight}
-                said = (type(layer).forward(twin, read[layer]) * slope).sum()
-                (gradient,) = torch.autograd.grad(said, weight, create_graph=values.requires_grad)
-            total = total + axis.read(gradient, units).square().sum((1, 2))
-        return total
+        return read
 
     def _put(self, output: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer's output with its values changed as ``(rows, channels)``."""
@@ -144,13 +165,74 @@ class _Tail:
         with _hooked(self.group.module, hooks) as calls:
             found = self.examples()
         for layer, count in calls.items():
-            if count != 1:
-                raise NotRecyclable(f"examples() must run {self._name(layer)!r} once, it ran it {count} times")
+            if count > 1:
+                raise NotRecyclable(f"examples() runs {self._name(layer)!r} {count} times, expected once")
         return _checked(found)
 
     def _name(self, layer: nn.Module) -> str:
         names: dict[nn.Module, str] = {each: name for name, each in self.group.module.named_modules()}
         return names[layer]
+
+
+class _Outgoing:
+    """The outgoing weights of the first so many units at one layer that reads them, ``(units, span, everything else)``.
+
+    Args:
+        layer: a Linear or convolution.
+        axis: of its weight.
+        read: its input.
+        count: units.
+    """
+
+    def __init__(self, layer: nn.Module, axis: Axis, read: Tensor, count: int) -> None:
+        self.layer, self.axis, self.read, self.units = layer, axis, read, torch.arange(count)
+
+    def gradient(self, slope: Tensor) -> Tensor:
+        """Of ``(output * slope).sum()``; by what is read it can be differentiated again."""
+        with torch.enable_grad():
+            weight = self._weight.detach().requires_grad_()
+            said = (self._output(weight) * slope).sum()
+            (gradient,) = torch.autograd.grad(said, weight, create_graph=self.read.requires_grad)
+        return self.axis.read(gradient, self.units)
+
+    def image(self, values: Tensor) -> Tensor:
+        """What the layer would say were its weights these, and zero elsewhere; without its bias."""
+        weight = torch.zeros_like(self._weight)
+        self.axis.write(weight, self.units, values)
+        return self._output(weight, bias=None)
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.layer._parameters["weight"]  # type: ignore[assignment]
+        return weight.detach()
+
+    def _output(self, weight: Tensor, **others: Tensor | None) -> Tensor:
+        twin: Any = copy.copy(self.layer)  # without the hooks: this is no pass of the network
+        twin._parameters = {**self.layer._parameters, "weight": weight, **others}
+        said: Tensor = type(self.layer).forward(twin, self.read)
+        return said
+
+
+@torch.no_grad()
+def _unexplained(slope: Tensor, parts: list[_Outgoing]) -> Tensor:
+    """What is left of a layer's slopes of their least squares by what units say there: conjugate gradients (CGLS)."""
+    left = slope
+    pull = [part.gradient(left) for part in parts]
+    step, size = pull, _squared(pull)
+    enough = torch.finfo(slope.dtype).eps * size
+    for _ in range(_STEPS):
+        if size <= enough:
+            break
+        image = torch.stack([part.image(along) for part, along in zip(parts, step, strict=True)]).sum(0)
+        left = left - size / image.square().sum() * image
+        pull = [part.gradient(left) for part in parts]
+        before, size = size, _squared(pull)
+        step = [new + size / before * old for new, old in zip(pull, step, strict=True)]
+    return left
+
+
+def _squared(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.square().sum() for part in parts]).sum()
 
 
 def _producer(group: UnitGroup) -> tuple[nn.Module, Axis]:
@@ -204,6 +286,16 @@ def _hooked(module: nn.Module, hooks: dict[nn.Module, _Hook]) -> Iterator[dict[n
             handle.remove()
         for layer, mode in modes:
             layer.training = mode
+
+
+def _moved_by(made: Tensor, outputs: Tensor) -> Tensor:
+    """Which outputs ``(examples, outputs)`` depend on what a layer made, bool ``(outputs,)``; all, if none does."""
+    found = torch.zeros(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+    if made.requires_grad and outputs.requires_grad:
+        for i, y in enumerate(outputs.unbind(1)):
+            (slope,) = torch.autograd.grad(y.sum(), made, retain_graph=True, allow_unused=True)
+            found[i] = slope is not None and slope.any()
+    return found | ~found.any()
 
 
 def _checked(found: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ from recycle.books import Books
 from recycle.deepening import Insertion
 from recycle.editing import Editor
 from recycle.edits import Edit
+from recycle.folding import Examples
 from recycle.fresh import Init
 from recycle.graph import Graph, NotRecyclable, UnitGroup
 from recycle.interventions import Deepen, Inject, Intervention
@@ -38,6 +39,9 @@ from recycle.targets import SoftTargets
 from recycle.track import Tracker
 
 AnyMethod: TypeAlias = Method | NetworkMethod
+
+
+_NO_EXAMPLES = ": pass examples=..., a function that returns outputs, losses and targets"
 
 
 class Recycler:
@@ -73,6 +77,9 @@ class Recycler:
             output, see :attr:`Report.jumps`; six passes over that batch an event. None: they do not.
         loss: the loss of a batch, a scalar, for births that try new units out (firefly; gradmax where it has no closed
             form): ``lambda: loss(net(x), y)``. It should be the same batch throughout one event.
+        examples: runs the network and returns outputs, losses and targets, for a method that sees where the network
+            is wrong and was not built with a function of its own, see :data:`recycle.folding.Examples`. It may raise
+            :class:`recycle.NotRecyclable`: then nothing is done, and the report says why.
         process_group: of data-parallel training, where every rank has a recycler of its own, built alike: each event
             looks at what all ranks saw, and makes the same edits on each. All must then build it, and call
             :meth:`step`, :meth:`observe` and :meth:`report`, together. See :mod:`recycle.ranks`.
@@ -94,11 +101,13 @@ class Recycler:
         certify: Callable[[], Mapping[str, Tensor]] | None = None,
         probe: Callable[[], Any] | None = None,
         loss: Callable[[], Tensor] | None = None,
+        examples: Examples | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         check_arguments(
             Recycler.__init__, "Recycler", graph=graph, init=init, generator=generator, warmup=warmup,
             cooldown=cooldown, cap=cap, sample_every=sample_every, certify=certify, probe=probe, loss=loss,
+            examples=examples,
         )  # fmt: skip
         check_holders(optimizers, targets)
         self.method = method
@@ -120,6 +129,7 @@ class Recycler:
         self._ranks = ranks_of(process_group, graph.module, self.optimizers, self.targets, self.needs)
         self.tracker = self._watching(graph)
         self.loss = loss
+        self.examples = examples
         self.certify = certify
         self.insertions: list[Insertion] = []
         """The hidden layers that this recycler has inserted, in order."""
@@ -326,11 +336,11 @@ class Recycler:
         return groups
 
     def _with_mistakes(self, group: UnitGroup, stats: Stats) -> Stats:
-        """The same statistics with the means to see where the network is wrong, for a method that knows examples."""
+        """The same statistics with the means to see where the network is wrong, for a method that looks there."""
         for method in self.methods:
-            examples = getattr(method, "examples", None)
-            if examples is not None and "mistakes" in method.needs:
-                return replace(stats, mistakes=partial(mistakes_of, group, examples))
+            if callable(method) and "mistakes" in method.needs:
+                examples = getattr(method, "examples", None) or self.examples
+                return stats if examples is None else replace(stats, mistakes=partial(mistakes_of, group, examples))
         return stats
 
     def _intervene(self, stats: Mapping[str, Stats], updates: int) -> tuple[list[Intervention], str]:
@@ -397,6 +407,7 @@ class Recycler:
                 return str(getattr(method, "lacks", ""))
         missing = [n for n in self.needs if _unseen(getattr(stats, n))]
         why = self.tracker.why_no_growth(group) if "growth" in missing else ""
+        why += _NO_EXAMPLES if "mistakes" in missing else ""
         return f"needs {', '.join(missing)}, which was not observed{why}" if missing else ""
 
     def _editor(self) -> Editor:

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, one_hot, pad
 from agents.checks import at_least, chosen, writable
 from agents.children import processes
 from agents.figure import COLOURS, FAINT, PLAIN
-from recycle.folding import Creases, Direction, Mistakes, boundary, fold
+from recycle.folding import Creases, Direction, Mistakes, Score, boundary, fold, unexplained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,12 +182,16 @@ def mistakes(nets: Nets, x: Tensor, y: Tensor) -> Mistakes:
     def margin(row: Tensor, point: Tensor) -> Tensor:
         return (coefficients[every, row] * nets(point[:, None])[:, 0]).sum(1) + offset[every, row]
 
-    def score(point: Tensor, directions: Tensor) -> Tensor:
+    def score(point: Tensor, directions: Tensor, slopes: Tensor = slopes) -> Tensor:
         acts = ((x - point[:, None]) @ directions.mT).relu()
         return (acts.mT @ slopes).square().sum(2)
 
+    def beside(rows: Tensor) -> Score:
+        acts = (x @ rows[:, :, :2].mT + rows[:, None, :, 2]).relu()
+        return partial(score, slopes=unexplained(slopes, acts))
+
     length = nets.incoming[:, :, :2].norm(dim=2).mean(1)
-    return Mistakes(x.expand(count, -1, -1), losses, wrong, margin, score, length)
+    return Mistakes(x.expand(count, -1, -1), losses, wrong, margin, score, beside, length)
 
 
 def folded(nets: Nets, x: Tensor, y: Tensor, direction: Direction, generator: torch.Generator) -> Creases:

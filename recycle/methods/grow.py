@@ -287,6 +287,8 @@ def _check(growth: Growth) -> None:
     if getattr(growth.by, "layer_cost", None) is not None:
         name = type(growth.by).__name__
         raise ValueError(f"grow: it widens layers, so layer_cost of {name} would be ignored")
+    if getattr(growth.by, "deepen", 0):
+        raise ValueError(f"grow: it widens layers, so deepen of {type(growth.by).__name__} would be ignored")
     if not isinstance(growth.when, str) and not hasattr(growth.when, "needs"):
         raise ValueError(f"grow: when is one of {WORDS}, or a Trigger; got {growth.when!r}")
     count = 1 if growth.count is None else growth.count

@@ -68,7 +68,10 @@ def check_together(methods: Sequence[Any]) -> None:
     if growth is not None and growth.by is None and others:
         name = type(others[0]).__name__
         raise ValueError(f"to grow by what {name} proposes, pass Growth({name}()) in place of the two")
-    deepens = any(isinstance(m, Net2Deeper) or getattr(m, "layer_cost", None) is not None for m in methods)
+    deepens = any(
+        isinstance(m, Net2Deeper) or getattr(m, "layer_cost", None) is not None or getattr(m, "deepen", 0)
+        for m in methods
+    )
     if deepens and any(isinstance(m, L2Init) for m in methods):
         raise ValueError(
             "l2_init draws layers to where they began, and inserted ones begin later, under paths that others had. "

@@ -71,6 +71,8 @@ MORE = {
     "dqn_prune": [*DQN, *CUT],
     "inject": [*PPO, "--method", "plasticity_injection", "--method-kwargs"],
     "snr": [*PPO, "--method", "snr", "--method-kwargs"],
+    "folding": [*PPO, "--method", "folding", "--method-kwargs"],
+    "dqn_folding": [*DQN, "--method", "grow+folding", "--method-kwargs", "grow.when:every:1"],
 }
 CONTRIB = {
     "recurrent_ppo": [*PPO, "--algo", "recurrent_ppo"],

@@ -156,6 +156,8 @@ def plausible(name: str, hint: str, world: World) -> list[Any]:
         "state": [world.state, {}, world.state | {"tracker": {}}, world.state | {"generator": 1},
                   {k: v for k, v in world.state.items() if k != "parent"}, world.state | {"events": "x"}],
         "loss": [lambda: world.net(world.x).sum(), None], "probe": [lambda: world.net(world.x), None],
+        "examples": [lambda: (world.net(world.x), world.net(world.x).square().sum(1), torch.zeros(4, 2)),
+                     lambda: world.net(world.x), None],
         "name": ["0", "2", "4", "redo", "split", "0.weight"], "names": ["redo", "redo+l2_init", ["split"],
                  "redo+split"],
         "when": ["rank:0.5", "every:2", "plateau:loss,1", "score", Every(1), Rank(), Plateau(), Score()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,11 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import recycle
+from agents.experiments.folding import initial, train
+from agents.experiments.folding import mistakes as experiment
 from recycle.clusters import weighted_kmeans
-from recycle.folding import Direction, Examples, Mistakes, boundary, fold, fold_point, segment, steepest, typical
+from recycle.folding import (
+    Creases,
+    Direction,
+    Examples,
+    Mistakes,
+    boundary,
+    fold,
+    fold_point,
+    segment,
+    steepest,
+    typical,
+    unexplained,
+)
 from recycle.graph import NotRecyclable
 from recycle.methods.folding import Folding
-from recycle.mistakes import mistakes_of
+from recycle.methods.grow import Growth
+from recycle.methods.l2_init import L2Init
+from recycle.methods.together import check_together
+from recycle.mistakes import _Outgoing, _unexplained, mistakes_of
 from recycle.track import Tracker
 
 
@@ -215,6 +233,71 @@ def test_directions_within_a_hyperplane_stay_in_it() -> None:
     assert (found * normal).sum().abs() < 1e-12 and found.norm().item() == pytest.approx(1)
 
 
+# ---------------------------------------------------------------- several units at one event
+
+
+def test_what_is_unexplained_is_the_rest_of_the_least_squares() -> None:
+    slopes, acts = rand(3, 40, 2), rand(3, 40, 4, seed=1).relu()
+    acts[1, :, 2] = acts[1, :, 0]  # twins
+    acts[2, :, 3] = 0  # no unit at all
+    left = unexplained(slopes, acts)
+    assert (acts.mT @ left).abs().max() < 1e-10 and (slopes.mT @ left - left.mT @ left).abs().max() < 1e-8
+    assert torch.equal(unexplained(slopes, acts[:, :, :0]), slopes)
+    best = torch.linalg.lstsq(acts[0], slopes[0]).solution
+    assert torch.allclose(left[0], slopes[0] - acts[0] @ best)
+
+
+def side_by_side(seed: int = 0) -> tuple[Mistakes, Tensor, Tensor]:
+    """Twelve small networks at once, their points and the slopes of their losses."""
+    x = rand(80, 2, seed=seed)
+    y = (x[:, 1] > (2 * x[:, 0]).sin()).long()
+    nets = train(initial(12, 2, seeded(seed)), x.float(), y, 60).of(slice(None))
+    slopes = (nets(x).softmax(2) - F.one_hot(y, 2)) / len(x)
+    return experiment(nets, x, y), x, slopes
+
+
+def explained(x: Tensor, slopes: Tensor, made: Creases) -> Tensor:
+    """Part of each network's slopes that its new units explain together."""
+    acts = (x @ made.weight.mT + made.bias[:, None]).relu()
+    return 1 - unexplained(slopes, acts).square().sum((1, 2)) / slopes.square().sum((1, 2))
+
+
+def test_units_of_one_cluster_do_not_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same typical instance for both, the second one is the best for what the first leaves."""
+    seen, x, slopes = side_by_side()
+    one = fold(seen, generator=seeded())
+    worst = one.typical[:, 0].clamp_min(0)
+    monkeypatch.setattr(
+        "recycle.folding.typical", lambda *_, **__: (torch.stack([worst] * 2, 1), torch.stack([one.found[:, 0]] * 2, 1))
+    )
+    apart = fold(seen, 2, generator=seeded())
+    alike = fold(dataclasses.replace(seen, beside=lambda rows: seen.score), 2, generator=seeded())
+    found = apart.found.all(1)
+    assert found.sum() >= 10 and torch.equal(apart.weight[:, 0], one.weight[:, 0])
+    assert torch.equal(alike.weight[found, 0], alike.weight[found, 1])  # what it was for
+    first, second = apart.weight[found].unbind(1)
+    assert (F.cosine_similarity(first, second) < 0.999).double().mean() > 0.8  # one direction may be best for both
+    assert (explained(x, slopes, apart) >= explained(x, slopes, alike) - 1e-9)[found].all()
+    rest = unexplained(slopes, (x @ apart.weight[:, :1].mT + apart.bias[:, None, :1]).relu())
+    directions = F.normalize(apart.weight[:, 1:], dim=2)
+    points = apart.point[:, 1]
+    told = seen.beside(torch.cat([apart.weight[:, :1], apart.bias[:, :1, None]], 2))(points, directions)
+    acts = ((x - points[:, None]) @ directions.mT).relu()
+    assert torch.allclose(told, (acts.mT @ rest).square().sum(2))
+
+
+def test_the_second_unit_is_the_best_for_what_the_first_leaves() -> None:
+    """The first is as before, and so is the fold point of the second: another direction goes through it."""
+    seen, _, _ = side_by_side()
+    apart = fold(seen, 2, generator=seeded())
+    alike = fold(dataclasses.replace(seen, beside=lambda rows: seen.score), 2, generator=seeded())
+    both = apart.found.all(1)
+    assert torch.equal(apart.weight[:, 0], alike.weight[:, 0]) and torch.equal(apart.point, alike.point)
+    left = seen.beside(torch.cat([apart.weight[:, :1], apart.bias[:, :1, None]], 2))
+    ours, theirs = (left(apart.point[:, 1], F.normalize(made.weight[:, 1:], dim=2))[both, 0] for made in (apart, alike))
+    assert (ours >= theirs * (1 - 1e-9)).all() and (ours > 1.01 * theirs).any() and both.sum() >= 6
+
+
 # ---------------------------------------------------------------- on traced networks
 
 
@@ -270,6 +353,46 @@ def test_a_convolutions_score_is_the_gradient_that_the_grown_network_has(name: s
     assert grad is not None
     assert told.item() == pytest.approx(float(axis.read(grad, torch.tensor([group.width - 1])).square().sum()))
     assert told.item() > 0
+
+
+def test_a_unit_beside_others_is_scored_on_what_they_leave() -> None:
+    net = mlp(2, 3, 2)
+    seen = mistakes(net, classified(net, X, Y))
+    slopes = (net(X).softmax(1) - F.one_hot(Y, 2)).detach()
+    rows = rand(1, 4, 3, seed=7)  # more than the layer has units
+    acts = (X @ rows[0, :, :2].T + rows[0, :, 2]).relu()
+    rest = slopes - acts @ torch.linalg.lstsq(acts, slopes).solution
+    point, directions = rand(1, 2, seed=4), F.normalize(rand(1, 7, 2, seed=5), dim=2)
+    told = seen.beside(rows)(point, directions)
+    assert torch.allclose(told, hinge_score(X, rest, point)(directions), rtol=1e-4)
+    assert torch.allclose(seen.beside(torch.zeros(1, 2, 3).double())(point, directions), seen.score(point, directions))
+
+
+@pytest.mark.parametrize("name", ["0", "3"])
+def test_beside_a_convolutions_unit_its_copy_is_worth_nothing(name: str) -> None:
+    """The next layer is a convolution with a weight for each place of the kernel, or reads the channel flattened."""
+    net, x, y = conv_case()
+    seen = mistakes(net, classified(net, x, y), name, x)
+    point = seen.inputs[:, 11]
+    directions = F.normalize(rand(1, 3, seen.inputs.shape[2], seed=3), dim=2)
+    first = torch.cat([directions[:, :1], -(directions[:, :1] * point[:, None]).sum(2, keepdim=True)], 2)
+    alone, beside = seen.score(point, directions)[0], seen.beside(2.5 * first)(point, directions)[0]
+    assert beside[0] < 1e-12 * alone[0]
+    assert (beside[1:] > 1e-3 * alone[1:]).all() and not torch.allclose(beside[1:], alone[1:], rtol=1e-3)
+
+
+def test_what_a_convolution_leaves_is_the_rest_of_the_least_squares() -> None:
+    net, x, _ = conv_case()
+    graph = recycle.trace(net, lambda: net(x))
+    (axis,), read = graph["0"].outgoing, rand(12, 3, 4, 4, seed=5)
+    outgoing = _Outgoing(net[3], axis, read, 2)
+    shape = axis.read(net[3].weight.detach(), torch.arange(2)).shape
+    every = torch.eye(shape.numel(), dtype=torch.double).view(-1, *shape)
+    images = torch.stack([outgoing.image(one).flatten() for one in every], 1)
+    slope = rand(12, 4, 2, 2, seed=6)
+    assert torch.allclose(outgoing.gradient(slope).flatten(), images.T @ slope.flatten())
+    wanted = slope.flatten() - images @ torch.linalg.lstsq(images, slope.flatten()[:, None]).solution[:, 0]
+    assert torch.allclose(_unexplained(slope, [outgoing]).flatten(), wanted, atol=1e-6)
 
 
 def test_a_convolutions_margin_moves_one_patch() -> None:
@@ -362,6 +485,44 @@ def test_a_critic_is_folded_where_its_td_error_is() -> None:
     assert made.found.all()
 
 
+class ActorAndCritics(nn.Module):
+    """A shared layer, an actor that reads it, and twin critics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared, self.actor, self.act = nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(3, 2)
+        self.critics = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)) for _ in range(2))
+        self.double()
+
+    def values(self, x: Tensor) -> Tensor:
+        seen = self.shared(x).relu()
+        return torch.cat([critic(seen) for critic in self.critics], 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.act(self.actor(self.shared(x).relu()).relu()), self.values(x)
+
+
+def test_each_of_twin_critics_is_folded_by_its_own_error_and_an_actor_not_at_all() -> None:
+    net = ActorAndCritics()
+    targets = torch.stack([(3 * X[:, 0]).sin(), 100 + X[:, 1]], 1)  # the second is always further off
+
+    def examples() -> tuple[Tensor, Tensor, Tensor]:
+        values = net.values(X)
+        return values, (values - targets).abs().mean(1), targets
+
+    graph = recycle.trace(net, lambda: net(X))
+    for column in (0, 1):
+        seen = mistakes_of(graph[f"critics.{column}.0"], examples)
+        row = torch.tensor([3])
+        error = net.values(X)[3, column] - targets[3, column]
+        assert seen.margin(row, seen.inputs[:, 3]).item() == pytest.approx(float(error.detach()))
+        assert fold(seen, generator=seeded()).found.all()
+    assert fold(mistakes_of(graph["shared"], examples), generator=seeded()).found.all()  # the actor reads it too
+    with pytest.raises(NotRecyclable, match="no example is mispredicted because of 'actor'"):
+        mistakes_of(graph["actor"], examples)
+
+
 def test_looking_for_a_fold_leaves_no_mark() -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     examples = classified(net, X, Y)
@@ -372,6 +533,81 @@ def test_looking_for_a_fold_leaves_no_mark() -> None:
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
     assert not net[0]._forward_hooks and not net[3]._forward_hooks
+
+
+# ---------------------------------------------------------------- deepening behind a fold
+
+
+def test_a_layer_that_is_folded_gets_an_identity_behind_it_as_often_as_allowed() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    recycler, adam = trained(net, examples, Folding(examples, deepen=2))
+    depths: list[list[str]] = []
+    for _ in range(3):
+        before = examples()[0].detach()
+        report = recycler.step()
+        assert report.edits and (examples()[0] - before).abs().max() <= 1e-14
+        assert report.interventions == (
+            (recycle.Deepen([name for name, _ in report.edits]),) if len(depths) < 2 else ()
+        )
+        depths.append([group.name for group in recycler.graph])
+        with recycler.listening():
+            examples()[1].mean().backward()
+        adam.step()
+    assert depths == [["0", "2"], ["0", "2", "4", "6"], ["0", "2", "4", "6"]]
+    assert [layer.out_features for layer in net[::2]] == [6, 6, 6, 6, 2]  # what is inserted is folded next time
+    assert recycler.deepened == 2
+
+
+def test_only_layers_that_were_folded_are_deepened_and_a_resumed_run_knows_how_many_there_are() -> None:
+    net = mlp(2, 4, 3, 2)
+    examples = classified(net, X, Y)
+    recycler, adam = trained(net, examples, Folding(examples, most=4, deepen=1))
+    report = recycler.step()
+    assert [name for name, _ in report.edits] == ["2"] and report.interventions == (recycle.Deepen(["2"]),)
+    assert [layer.out_features for layer in net[::2]] == [4, 4, 4, 2]
+    method = Folding(examples, deepen=1)
+    resumed = recycle.Recycler(recycle.trace(net, examples), method, optimizers=[adam], sample_every=1)
+    resumed.load_state_dict(recycler.state_dict())
+    with resumed.listening():
+        examples()[1].mean().backward()
+    adam.step()
+    report = resumed.step()
+    assert len(report.edits) == 3 and not report.interventions and not report.note
+
+
+def test_a_fold_that_was_not_made_deepens_nothing() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    adam, other = torch.optim.Adam(net.parameters()), torch.optim.LBFGS(net.parameters())
+    recycler = recycle.Recycler(
+        recycle.trace(net, examples), Folding(examples, deepen=1), optimizers=[adam, other], sample_every=1
+    )
+    with recycler.listening():
+        examples()[1].mean().backward()
+    other.state[net[0].weight]["d"] = torch.zeros(5)  # a history that cannot be resized
+    report = recycler.step()
+    assert report.groups["0"].note and not report.edits and not report.interventions and net[0].out_features == 3
+
+
+def test_where_no_identity_can_be_the_fold_stays_and_the_report_says_why() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.LeakyReLU(), nn.Linear(3, 2)).double()
+    examples = classified(net, X, Y)
+    recycler, _ = trained(net, examples, Folding(examples, deepen=1))
+    report = recycler.step()
+    assert net[0].out_features == 4 and len(net) == 3
+    assert not report.interventions and "LeakyReLU is not the identity" in report.note
+
+
+def test_deepening_is_refused_where_it_would_be_ignored_or_undone() -> None:
+    for options in ({"deepen": -1}, {"deepen": True}):
+        with pytest.raises((ValueError, TypeError), match="deepen"):
+            Folding(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="deepen of Folding would be ignored"):
+        Growth(Folding(deepen=1))
+    with pytest.raises(ValueError, match="inserted ones begin later"):
+        check_together([Folding(deepen=1), L2Init()])
+    check_together([Folding(), L2Init()])
 
 
 # ---------------------------------------------------------------- what cannot be folded, and says so
@@ -405,7 +641,40 @@ def test_without_examples_it_says_what_is_missing_and_does_nothing() -> None:
         net(X)
     report = recycler.step()
     assert report.edits == ()
-    assert report.groups["0"].note.startswith("folding needs to see where the network is wrong: Folding(examples=...)")
+    assert report.groups["0"].note == (
+        "needs mistakes, which was not observed: pass examples=..., a function that returns outputs, losses and targets"
+    )
+
+
+def test_a_recycler_has_examples_for_a_method_that_was_given_none() -> None:
+    net = mlp(2, 3, 2)
+    examples = classified(net, X, Y)
+    called: list[str] = []
+
+    def said(name: str) -> Examples:
+        return lambda: called.append(name) or examples()  # type: ignore[func-returns-value]
+
+    for method in (Folding(), Folding(said("the method's"))):
+        recycler = recycle.Recycler(recycle.trace(net, lambda: net(X)), method, sample_every=1, examples=said("own"))
+        with recycler.listening():
+            net(X)
+        width, before = net[0].out_features, net(X)
+        with pytest.warns(UserWarning, match="optimizer"):
+            assert len(recycler.step().edits) == 1
+        assert net[0].out_features == width + 1 and (net(X) - before).abs().max() <= 1e-15
+        assert set(called) == {"own" if method.examples is None else "the method's"}
+        called.clear()
+
+
+def test_examples_that_cannot_be_had_say_why() -> None:
+    def none() -> Any:
+        raise NotRecyclable("nobody has seen anything")
+
+    net = mlp(2, 3, 2)
+    recycler = recycle.Recycler(recycle.trace(net, lambda: net(X)), Folding(), sample_every=1, examples=none)
+    with recycler.listening():
+        net(X)
+    assert recycler.step().groups["0"].note == "nobody has seen anything"
 
 
 def test_nothing_mispredicted_is_nothing_to_fold() -> None:
@@ -460,8 +729,8 @@ def test_examples_that_are_not_as_expected_are_refused_by_reason() -> None:
     moving = mistakes(net, lambda: classified(net, X + next(calls), Y)())
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: moving.margin(torch.tensor([0]), X[:1]), "must run the same ones"),
-        (lambda: mistakes(net, lambda: (net(X), net(X).sum(1), Y)), "must run '0' once, it ran it 2 times"),
-        (lambda: mistakes(net, lambda: (torch.ones(3, 2), torch.ones(3), Y[:3])), "must run '0' once, it ran it 0"),
+        (lambda: mistakes(net, lambda: (net(X), net(X).sum(1), Y)), "runs '0' 2 times"),
+        (lambda: mistakes(net, lambda: (torch.ones(3, 2), torch.ones(3), Y[:3])), "because of '0': examples"),
         (lambda: mistakes(net, lambda: net(X)), "must return three tensors"),
         (lambda: mistakes(net, lambda: (net(X), torch.tensor(1.0), Y)), "losses \\(examples,\\), got"),
         (lambda: mistakes(net, lambda: (net(X), X.exp()[:, 0], Y.double())), "targets are integers"),
