@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +14,17 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import safe_mean
 from torch import nn
 
 import recycle
+from agents import curves
 from agents.deepened import remember_depth
 from agents.elastic import remember_widths
 from agents.injected import remember_injection
 from agents.layered import CReLU
+from agents.method_names import build_methods
 from agents.networks import Network, networks_of
 from agents.observations import evaluating, recent
 from agents.td_errors import TDErrors
@@ -35,22 +33,9 @@ from recycle.interventions import Inject
 from recycle.kinds import check_arguments
 from recycle.methods.grow import Growth
 from recycle.methods.plasticity_injection import PlasticityInjection
-from recycle.methods.together import check_together, joined
 from recycle.names import did_you_mean
 from recycle.recycler import AnyMethod
 from recycle.targets import moved
-
-TOTALS = ("dead", "dormant", "constant", "saturated", "gradient_silent", "duplicates", "certified")
-"""Fractions that are logged for each network (weighted by width) and for each group."""
-
-_OF_LAYERS = (
-    *TOTALS, "dead_after", "effective_rank", "recycled", "unparted", "resemblance", "re_died", "re_death_age", "width",
-)  # fmt: skip
-"""What is logged for each group."""
-
-_QUIET = ("stdout", "log")
-_BINS = 30
-"""Of a histogram, evenly spaced: TensorBoard's own are hundreds, and were three quarters of an event's bytes."""
 
 _WATCHING: WeakKeyDictionary[BaseAlgorithm, list[Recycler]] = WeakKeyDictionary()
 """Those with hooks on a model that trains, or did when it was interrupted: SB3 tells callbacks of no exception."""
@@ -196,7 +181,7 @@ class RecycleCallback(BaseCallback):
         for recycler in self.recyclers.values():
             recycler.attach()
         _WATCHING.setdefault(self.model, []).extend(self.recyclers.values())
-        self._write_layout()
+        curves.lay_out(self.logger, self.recyclers)
 
     def _on_rollout_start(self) -> None:
         self._record_training()
@@ -341,71 +326,22 @@ class RecycleCallback(BaseCallback):
         for name, report in reports.items():
             self._totals[name]["recycled"] += report.recycled
             self._totals[name]["re_died"] += report.re_died
-            self._record(logger, name, report)
+            curves.record(logger, name, report, self._totals[name])
+            curves.draw_histograms(logger, name, self.recyclers[name], self.num_timesteps)
             if self.verbose:
                 print(f"{name}, step {self.num_timesteps}: {report}")
         if any(isinstance(made, Inject) for report in reports.values() for made in report.interventions):
             remember_injection(self.model)
-        self._write_edits(reports)
+        folder = self.logger.get_dir()
+        path = self.edits or (Path(folder) / "edits.jsonl" if folder else None)
+        if path is not None:
+            curves.write_edits(path, self.num_timesteps, reports)
         self.keep_state()
         infos = self.locals.get("infos")
         if infos and "drift/task" in infos[0]:
-            logger.record("drift/task", int(infos[0]["drift/task"]), exclude=_QUIET)
+            logger.record("drift/task", int(infos[0]["drift/task"]), exclude=curves.QUIET)
         logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         logger.dump(self.num_timesteps)
-
-    def _record(self, logger: Logger, network: str, report: Report) -> None:
-        for quantity in TOTALS:
-            value = report.fraction(quantity)
-            if not math.isnan(value):
-                shown = () if quantity in ("dead", "dormant") else ("stdout", "log")
-                logger.record(f"recycle/{network}/{quantity}", value, exclude=shown)
-        for quantity, count in self._totals[network].items():
-            logger.record(f"recycle/{network}/{quantity}", count)
-        counts = self._totals[network]
-        if counts["recycled"]:
-            logger.record(f"recycle/{network}/re_death_rate", counts["re_died"] / counts["recycled"], exclude=_QUIET)
-        for updates, jump in report.jumps.items():
-            logger.record(f"recycle/{network}/jump_{updates}", jump, exclude=_QUIET)
-        logger.record(f"recycle/{network}/units", report.units, exclude=_QUIET)
-        for name, group in report.groups.items():
-            for quantity in _OF_LAYERS:
-                value = float(group.width_after if quantity == "width" else getattr(group, quantity))
-                if not math.isnan(value):
-                    logger.record(f"recycle/{network}/{name}/{quantity}", value, exclude=_QUIET)
-        for output in self._boards():
-            for name, values in self.recyclers[network].histograms().items():
-                output.writer.add_histogram(f"recycle/{network}/{name}", values, self.num_timesteps, bins=_BINS)
-
-    def _write_edits(self, reports: dict[str, Report]) -> None:
-        folder = self.logger.get_dir()
-        path = self.edits or (Path(folder) / "edits.jsonl" if folder else None)
-        if path is None:
-            return
-        with path.open("a", encoding="utf-8") as file:
-            for name, report in reports.items():
-                file.write(json.dumps({"step": self.num_timesteps, "network": name, **report.to_dict()}) + "\n")
-
-    def _boards(self) -> list[TensorBoardOutputFormat]:
-        return [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
-
-    def _write_layout(self) -> None:
-        """One TensorBoard chart on which all layers' dead-unit curves stand together."""
-        charts = {
-            f"{network}: {title}": [
-                "Multiline",
-                [f"^{re.escape(f'recycle/{network}/{group.name}/{quantity}')}$" for group in recycler.graph],
-            ]
-            for network, recycler in self.recyclers.items()
-            for quantity, title in (
-                ("dead", "dead units"),
-                ("dormant", "dormant units"),
-                ("duplicates", "duplicates"),
-                ("width", "width"),
-            )
-        }
-        for output in self._boards():
-            output.writer.add_custom_scalars({"recycle": charts})
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -488,57 +424,6 @@ def attach(model: BaseAlgorithm, *, sample_every: int = 8) -> dict[str, Recycler
         recycler.attach()
         found[network.name] = recycler
     return found
-
-
-def build_methods(
-    names: str | Sequence[str], options: Mapping[str, Any] | None = None
-) -> AnyMethod | Sequence[AnyMethod]:
-    """One method by its name, or several in a list or joined by ``+``, with their options.
-
-    Raises:
-        ValueError: no such method (with a suggestion), an option that it does not have, or methods that do not go
-            together.
-    """
-    check_arguments(build_methods, "a Recycler", names=names, options=options)
-    named = names.split("+") if isinstance(names, str) else list(names)
-    if not named:
-        raise ValueError("name a method, such as split; monitor only watches")
-    if len(named) == 1:
-        return build_method(named[0], options)
-    own: dict[str, dict[str, Any]] = {name: {} for name in named}
-    for key, value in (options or {}).items():
-        name, dot, option = str(key).rpartition(".")
-        if not dot and key in own and isinstance(value, Mapping):
-            own[key].update(value)
-        elif dot and name in own:
-            own[name][option] = value
-        else:
-            raise ValueError(f"of several methods, options say whose they are ({named[0]}.NAME), got {key!r}")
-    built = joined([build_method(name, own[name]) for name in named])
-    check_together(built)
-    return built if len(built) > 1 else built[0]
-
-
-def build_method(name: str, options: Mapping[str, Any] | None = None) -> AnyMethod:
-    """The method of that name, with its options.
-
-    Raises:
-        ValueError: no such method (with a suggestion), or an option that it does not have.
-    """
-    kind = recycle.find(name)
-    given = dict(options or {})
-    if is_dataclass(kind):
-        known = [f.name for f in fields(kind) if f.init]
-        for option in given:
-            if option not in known:
-                raise ValueError(f"method {name!r} has no option {option!r}: {did_you_mean(str(option), known)}")
-    try:
-        built: AnyMethod = kind(**given)
-    except TypeError as error:
-        raise ValueError(f"method {name!r} cannot be made with the options {given}: {error}") from error
-    if not (callable(built) or hasattr(built, "on_networks")):
-        raise ValueError(f"{name!r} makes a {type(built).__name__}, which is no method. Name a class of methods")
-    return built
 
 
 def _say_what_tanh_means(networks: Sequence[Network]) -> None:

@@ -15,11 +15,11 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from agents import plot
-from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import pairs, reported
 from agents.demo import ENV
 from agents.jobs import Job, brought_to_end
+from agents.method_names import build_methods
 from agents.results import Run, read_run
 from agents.runs import run_folder
 from agents.statistics import Floats, estimate

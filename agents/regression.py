@@ -25,11 +25,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import recycle
-from agents.callback import build_method
 from agents.checks import at_least, chosen, writable
 from agents.children import processes
 from agents.command_line import reported
 from agents.figure import COLOURS, DASHES, FAINT, PLAIN
+from agents.method_names import build_method
 from agents.statistics import band, estimate, paired_difference
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from torch import nn
 import recycle
 from agents.bench import costs, scaling, slopes
 from agents.bench.inside import inside
-from agents.callback import RecycleCallback, build_methods
+from agents.callback import RecycleCallback
 from agents.checks import at_least, threads
 from agents.command_line import reported
+from agents.method_names import build_methods
 from agents.networks import networks_of
 from agents.statistics import estimate
 

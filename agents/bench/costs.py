@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import recycle
 from agents.bench.inside import inside
-from agents.callback import build_method
+from agents.method_names import build_method
 
 EVERY: Mapping[str, int] = {"redo": 1000, "regrama": 1000, "cbp": 100}
 """Updates from event to event as published, where that is said; CBP's running averages remember 100 updates."""

@@ -32,11 +32,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import runs
 from agents.build import close, load_weights, new_model, vec_env
-from agents.callback import build_methods
 from agents.checks import at_least, writable
 from agents.command_line import Stopped, pairs, reported
 from agents.interruption import Interruption
 from agents.jobs import Job
+from agents.method_names import build_methods
 from agents.options import Args as Run
 from agents.options import as_words, check
 from agents.sweep import gathered, grid

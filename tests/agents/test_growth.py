@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents import RecycleCallback, networks_of
-from agents.callback import build_methods
+from agents.method_names import build_methods
 from recycle import Grow
 from recycle.births import revive
 from recycle.methods.grow import Growth

@@ -11,7 +11,7 @@ import pytest
 
 import recycle
 from agents import methods
-from agents.callback import build_method
+from agents.method_names import build_method
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
