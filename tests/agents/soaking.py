@@ -13,10 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
+import tyro
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 
 from agents import logs, train
+from agents.build import new_model, vec_env
+from agents.options import Args
 from agents.saving import Checkpoints
 
 # Every event edits the same number of units, a step of this environment always costs the same, and so do all updates
@@ -34,6 +37,10 @@ ARGS = {
 }  # fmt: skip
 
 
+PIECE = {"ppo": 500, "dqn": 100}
+"""Steps of the training with which the run's speed is compared."""
+
+
 class Soaking(Checkpoints):
     """Samples where a rollout begins, and ends the run when both the time is over and enough was done."""
 
@@ -41,6 +48,9 @@ class Soaking(Checkpoints):
     least = 0
     """Steps: on a busy machine little is done in a short time."""
     samples: Path
+    reference: BaseAlgorithm
+    """A model that nobody watches, and of which nothing is written."""
+    piece: int
     began: float | None = None
 
     def _on_rollout_start(self):
@@ -54,6 +64,12 @@ class Soaking(Checkpoints):
             self.sample(before - self.aside)
             self.aside += time.process_time() - before
         super()._on_rollout_start()
+
+    def yardstick(self):
+        """Processor time of some training that is always the same: how fast the machine is now at such work."""
+        start = time.process_time()
+        self.reference.learn(self.piece, reset_num_timesteps=False)
+        return time.process_time() - start
 
     def sample(self, cpu):
         """Write down what there is by now; ``cpu``: used so far, the time that sampling takes left out."""
@@ -70,7 +86,7 @@ class Soaking(Checkpoints):
             "heap": allocated() / 1024,
             "blocks": sys.getallocatedblocks(),
             "objects": len(gc.get_objects()),
-            "yardstick": yardstick(),
+            "yardstick": self.yardstick(),
             "events": sum(path.stat().st_size for path in self.folder.glob(logs.EVENTS + "*")),
             "edits": sum(path.stat().st_size for path in self.folder.glob("edits.jsonl")),
             "checkpoint": max((path.stat().st_size for path in self.folder.glob("checkpoints/*.zip")), default=0),
@@ -102,20 +118,17 @@ def allocated():
     return found.uordblks + found.hblkhd
 
 
-NET, BATCH = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.ones(64, 64)
-
-
-def yardstick():
-    """Processor time of a piece of work that is always the same: how fast the machine is now."""
-    start = time.process_time()
-    for _ in range(200):
-        NET(BATCH).square().mean().backward()
-        NET.zero_grad()
-    return time.process_time() - start
+def unwatched(words):
+    """The same model without all that is ours, beyond its first steps."""
+    args = tyro.cli(Args, args=words)
+    model = new_model(args, vec_env(args))
+    model.set_logger(Logger(None, []))
+    return model.learn(500)
 
 
 if __name__ == "__main__":
     algorithm, folder = sys.argv[1], Path(sys.argv[4])
     Soaking.length, Soaking.least, Soaking.samples = float(sys.argv[2]), int(sys.argv[3]), folder / "samples.jsonl"
+    Soaking.reference, Soaking.piece = unwatched(ARGS[algorithm]), PIECE[algorithm]
     train.Checkpoints = Soaking
     sys.exit(train.main([*ARGS[algorithm], "--log-folder", str(folder)]))

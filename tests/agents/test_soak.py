@@ -38,10 +38,11 @@ def read(folder):
 def figures(samples):
     """What a run's samples come to. The first fifth of its steps is warm-up: buffers fill, arenas and caches grow.
 
-    ``speed``: updates a second of processor time in the last tenth over those in the first, both in the time that a
-    fixed piece of work took then, for other programs slow down a second of processor time too. ``growth``: kilobytes of
-    resident memory a minute of processor time, the Theil-Sen slope with its 95 % interval. ``events``, ``edits``: bytes
-    a step in the last third after warm-up over those in the first.
+    ``speed``: updates a second of processor time in the last tenth over those in the first, both in the time that the
+    same training without us took then, for other programs slow down a second of processor time too. ``growth``:
+    kilobytes of resident memory a minute of processor time, the Theil-Sen slope with its 95 % interval, and ``heap``
+    of what malloc has given out: what grows in the one alone are gaps. ``events``, ``edits``: bytes a step in the last
+    third after warm-up over those in the first.
     """
     found = {name: samples[name][-1] for name in ("wall", "cpu", "steps", "updates")}
     end = samples["steps"][-1]
@@ -49,6 +50,7 @@ def figures(samples):
     minutes, memory = samples["cpu"][late] / 60, samples["kilobytes"][late]
     slope, _, low, high = theilslopes(memory, minutes, 0.95)
     found |= {"megabytes": memory[-1] / 1024, "growth": slope, "growth_low": low, "growth_high": high}
+    found["heap"] = theilslopes(samples["heap"][late], minutes)[0]
     rates, works = paces(samples)
     found |= {"first": rates[0], "last": rates[-1], "speed": works[-1] / works[0]}
     for name in ("events", "edits"):
@@ -77,17 +79,17 @@ def check(found, growth, speed, files):
 @pytest.mark.parametrize(("algorithm", "steps"), [("ppo", 20_000), ("dqn", 8_000)])
 def test_a_short_run_does_not_grow(tmp_path, algorithm, steps):
     """The bounds are wide, for all of it is warm-up, with few events; 50 bytes kept of each step are found."""
-    check(figures(soak(algorithm, 8, steps, tmp_path)), growth=3000, speed=0.5, files=0.3)
+    check(figures(soak(algorithm, 8, steps, tmp_path)), growth=6000, speed=0.5, files=0.3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
 def test_an_hour_does_not_grow(tmp_path, algorithm):
-    """32 kB a minute are 45 MB a day: less than 200 bytes an event, which no report and no closure fits into."""
+    """2 kB a minute are 3 MB a day: a dozen bytes an event, which no object of Python's fits into."""
     check(figures(soak(algorithm, HOUR, 20_000, tmp_path)), **LONG)
 
 
-LONG = {"growth": 32, "speed": 0.95, "files": 0.02}
+LONG = {"growth": 2, "speed": 0.95, "files": 0.02}
 
 
 def test_a_run_that_grows_or_slows_down_is_found():
@@ -95,7 +97,7 @@ def test_a_run_that_grows_or_slows_down_is_found():
     time = np.linspace(0, 1000, 500)
     steady = {"wall": time, "cpu": time, "steps": 1000 * time, "updates": 4 * time, "yardstick": np.ones(500)}
     noise = np.random.default_rng(0).normal(0, 100, 500)
-    steady |= {"kilobytes": 4e5 + noise, "events": 90_000 * time, "edits": 4000 * time}
+    steady |= {"kilobytes": 4e5 + noise, "heap": 2e5 + noise, "events": 90_000 * time, "edits": 4000 * time}
     check(figures(steady), **LONG)
     grows = {"kilobytes": 4e5 + noise + time, "cpu": time + time**2 / 2000, "events": time**2, "edits": time**1.5}
     for name, values in grows.items():
