@@ -97,6 +97,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.moments: dict[int, Moment] = {}  # label -> the units that it sums up
         self.reductions: set[Any] = set()  # operations over units that made moments, see `described`
         self.parted: list[Tensor] = []  # units that meet the same data, and no others do
+        self._together: dict[bytes, Tensor] = {}  # units that an operation changes together, each set of them once
         self.seen: set[str] = set()  # names of all operations that ran
         self.reads: dict[str, int] = {}  # how many operations read each parameter
         self.shared: dict[str, str] = {}  # parameters that an operation uses as a whole, not unit by unit
@@ -155,6 +156,8 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return out  # a view under another name: its labels are there already
             self._rules.get(name, self._rules["default"])(self, func, args, kwargs, out)
             self._note_values(name, func, (args, kwargs), operands, results)
+            if name not in self._moves and name not in _PRODUCTS:
+                self._note_together(results)
         self._note_computed(operands, out)
         return out
 
@@ -175,6 +178,21 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             held = frozenset({self._interned[key]})
         for tensor in labelled:
             self._values[_storage(tensor)] = held
+
+    def _note_together(self, results: list[Tensor]) -> None:
+        """An activation of some units alone, a slice of a layer say: the others are not of their kind."""
+        for known in map(self.of, results):
+            if known is not None:
+                there = np.zeros(self._minted + 1, dtype=bool)  # one place more: UNIFORM is the last
+                there[known.cpu().numpy()] = True
+                there[[NONE, UNIFORM]] = False
+                units = np.flatnonzero(there)
+                self._together.setdefault(units.tobytes(), torch.from_numpy(units))
+
+    @property
+    def kinds(self) -> list[Tensor]:
+        """Sets of units that are not like all others: they meet the same data, or the same activations."""
+        return [*map(self.root, self.parted), *(torch.unique(self.root(units)) for units in self._together.values())]
 
     def _describe(self, tensor: Tensor, data: object) -> Any:
         view = self.view_of(tensor)

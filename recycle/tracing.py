@@ -235,7 +235,7 @@ def _groups(module: nn.Module, labels: UnitLabels, uses: Mapping[str, int]) -> t
     texts = {text: number for number, text in enumerate(["", *dict.fromkeys(reasons.values())])}
     why = torch.tensor([texts[reasons.get(u, "")] for u in units.tolist()])
     mixed = _by_root(labels.inexact, roots)
-    vectors = [*(vector for _, vector, _ in entries), *map(labels.root, labels.parted)]
+    vectors = [*(vector for _, vector, _ in entries), *labels.kinds]
     kinds = _kinds(vectors, torch.zeros(len(roots), dtype=torch.int64).scatter(0, units, why))[units]
     order = torch.argsort(kinds, stable=True)
     members_of = units[order].split(torch.unique(kinds, return_counts=True)[1].tolist())

@@ -521,7 +521,32 @@ def written_into_a_buffer() -> nn.Module:
     return Wire(forward, fa=Linear(5, 4), fb=Linear(5, 4), out=Linear(8, 3))
 
 
-@zoo(rows((5,)), either=True)
+@zoo(
+    rows((3, 3)),
+    groups={"first": 5, "fc[1:4]": 3},
+    frozen={"fc[0:1]": "one unit alone", "out": "output"},
+    owned={"fc[1:4]": lambda u: [("fc.weight", at[1 + u]), ("fc.bias", at[1 + u]), ("out.weight", at[:, 1 + u :: 4])]},
+)
+def relu_written_over_one_unit() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.fc(m.first(x))
+        h[:, :, :1] = torch.relu(h[:, :, :1])  # which shows only where it is negative
+        return m.out(h.flatten(1))
+
+    return Wire(forward, first=Linear(3, 5), fc=Linear(5, 4), out=Linear(12, 3))
+
+
+@zoo(rows((5,)), groups={"fc[0:3]": 3, "fc[3:8]": 5}, frozen={"out": "output"})
+def relu_in_place_on_some_units() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.fc(x)
+        h[:, 3:].relu_()
+        return m.out(h)
+
+    return Wire(forward, fc=Linear(5, 8), out=Linear(8, 3))
+
+
+@zoo(rows((5,)), groups={"fc[0:4]": 4, "fc[4:8]": 4}, frozen={"out": "output"})
 def two_kinds_of_units() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = m.fc(x)
@@ -1474,7 +1499,11 @@ def cross_attention_whose_weights_are_not_read() -> nn.Module:
 @zoo(
     rows((4, 6)),
     groups={"attention.in_proj_weight[12:14]": 2, **{f"attention.in_proj_weight[{i}:{i + 2}]": 2 for i in (14, 16)}},
-    frozen={"attention.in_proj_weight[0:12]": "aten.bmm", "attention.out_proj": "output"},
+    frozen={
+        "attention.in_proj_weight[0:6]": "aten.bmm",  # torch scales the queries before they meet the keys
+        "attention.in_proj_weight[6:12]": "aten.bmm",
+        "attention.out_proj": "output",
+    },
 )
 def attention_weights_returned() -> nn.Module:
     return Wire(lambda m, x: m.attention(x, x, x), attention=nn.MultiheadAttention(6, 3, batch_first=True))
