@@ -183,7 +183,7 @@ class UnitLabels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """An activation of some units alone, a slice of a layer say: the others are not of their kind."""
         for known in map(self.of, results):
             if known is not None:
-                there = np.zeros(self._minted + 1, dtype=bool)  # one place more: UNIFORM is the last
+                there = np.zeros(len(self._parents) + 1, dtype=bool)  # one place more: UNIFORM is the last
                 there[known.cpu().numpy()] = True
                 there[[NONE, UNIFORM]] = False
                 units = np.flatnonzero(there)

@@ -29,6 +29,8 @@ FIXED = {
     "lstm_with_projection": "one hidden_size for all its layers",
     "chunked": "shapes cannot be multiplied",
     "sliced": "shapes cannot be multiplied",
+    "two_kinds_of_units": "land elsewhere",
+    "relu_in_place_on_some_units": "land elsewhere",
     "overlapping_slices": "shapes cannot be multiplied",
     "written_into_a_buffer": "expanded size",
     "layernorm_over_units": "LayerNorm mixes the units",

@@ -234,7 +234,7 @@ def _train(cluster: Cluster, missing: Sequence[State], board: Board, retries: in
         queue(state)
     while running and interruption.asked is None:
         board.update()
-        for attempt, ended in cluster.ended(list(running), seconds=1.0):
+        for attempt, ended in cluster.ended(list(running), seconds=0.25):
             state = running.pop(attempt)
             state.ended(*ended, retries)
             board.ended(state, retries)

@@ -63,12 +63,26 @@ def _frozen(net: nn.Module, width: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("bend", [torch.relu, lambda h: h.clamp(max=6.0), nn.functional.relu6])
-def test_units_that_are_alike_only_where_all_are_alive(bend) -> None:
+def test_an_activation_of_some_units_makes_them_another_kind(bend) -> None:
     def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
         h = net.a(x)
         return net.b(torch.cat([bend(h[:, :1]), h[:, 1:]], 1))
 
     frozen = _frozen(_Wired(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), 3)
+    assert "one unit alone" in frozen["a[0:1]"] and "a[1:4]" not in frozen
+
+
+def _behind_torchs_back(h: torch.Tensor, bend) -> torch.Tensor:
+    """Its first unit changed where no operation is seen: what only the proof can find."""
+    values = h.detach().numpy()
+    values[:, :1] = bend(values[:, :1])
+    return h
+
+
+@pytest.mark.parametrize("bend", [lambda h: h.clip(0), lambda h: h.clip(max=6), lambda h: h.clip(0, 6)])
+def test_units_that_are_alike_only_where_all_are_alive(bend) -> None:
+    net = _Wired(lambda m, x: m.b(_behind_torchs_back(m.a(x), bend)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    frozen = _frozen(net, 3)
     assert "change places" in frozen["a"] or "trial split" in frozen["a"]
 
 
@@ -82,11 +96,26 @@ def test_a_layer_that_is_summed_with_a_frozen_one_is_named_too() -> None:
 
 def test_a_layer_that_is_summed_with_one_that_failed_its_trial_is_named_too() -> None:
     def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        h = net.a(x) + net.b(x)
-        return net.c(torch.cat([torch.relu(h[:, :1]), h[:, 1:]], 1))
+        return net.c(_behind_torchs_back(net.a(x) + net.b(x), lambda h: h.clip(0)))
 
     frozen = _frozen(_Wired(forward, a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2)), 3)
     assert "change" in frozen["a"] and frozen["b"] == frozen["a"]
+
+
+def test_units_may_be_one_with_others_that_come_later() -> None:
+    """Where products of activations ask for another run, units begin as one with some that only a later call makes."""
+    layers = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 2), "norm": nn.InstanceNorm1d(3, affine=True)}
+    net = _Wired(lambda m, x: m.b(attend(torch.relu(m.a(x)))), **layers, gain=nn.Linear(3, 3), out=nn.Linear(9, 1))
+
+    def attend(h: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(h, h, h)
+
+    def second() -> torch.Tensor:
+        h = net.norm(torch.relu(x * net.gain.bias[:, None]))
+        return net.out((h * torch.sigmoid(net.gain(h.mean(-1)))[:, :, None]).flatten(1))
+
+    net, x = net.double(), torch.randn(4, 3, 3).double()
+    assert "bmm" in recycle.trace(net, lambda: net(x), second).frozen["a"]
 
 
 def test_a_network_without_any_unit_says_why() -> None:
