@@ -139,6 +139,27 @@ def gated_linear_unit(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: 
         labels.put(out, labels.root(value))
 
 
+def fused_cell(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """An LSTM's or GRU's step on a GPU, behind its two products: a unit's gates, its state and its output are one."""
+    names = [a.name for a in op._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    sums = [(given["input_gates"], given.get("input_bias")), (given["hidden_gates"], given.get("hidden_bias"))]
+    operands = []
+    for product, bias in sums:
+        operands += [product] if bias is None else [product, bias]
+        labels.settle_bias([product, bias], torch.ops.aten.add.Tensor, plain=True)
+    gates = torch.empty_like(given["input_gates"])
+    merge(labels, op, gates, operands, role="bias")
+    known, state = labels.of(gates), given["cx"] if "cx" in given else given["hx"]
+    if known is None:
+        return
+    first, *others = known.chunk(known.shape[1] // state.shape[1], 1)
+    for other in (*others, spread(labels, state, first.shape)):
+        labels.join(first, other)
+    for result in (t for t in tensors_in(out) if t.shape == state.shape):  # the last one is for the way back
+        labels.put(result, labels.root(first))
+
+
 def constant(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """One value for every unit. Dropout's mask counts as one: edits are exact once it is off."""
     for tensor in tensors_in((args[1:], kwargs)):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recycle.elementwise import constant, dropout, gated_linear_unit, merge, pointwise, short, spread
+from recycle.elementwise import constant, dropout, fused_cell, gated_linear_unit, merge, pointwise, short, spread
 from recycle.labels import NONE, UNIFORM, Rule, UnitLabels, described, tensors_in
 from recycle.products import convolution, embedding, matrix_product
 
@@ -231,6 +231,7 @@ RULES: dict[str, Rule] = {
     "native_group_norm": _group_norm,
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),
     "glu": gated_linear_unit,
+    **dict.fromkeys(("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"), fused_cell),
     "_prelu_kernel": lambda lab, op, args, kwargs, out: merge(lab, op, out, args, "gain"),
     "nativedropout": dropout,
     "bernoulli_": constant,

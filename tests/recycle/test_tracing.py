@@ -685,3 +685,62 @@ def test_units_are_the_same_under_autocast(kind: str) -> None:
         before = net(x)
         recycle.apply(Split([0], into=[1]), group)
         torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
+
+
+def _lstm_step(gates, hidden, state, bias=None, hidden_bias=None):
+    total = gates + hidden if bias is None else (gates + bias) + (hidden + hidden_bias)
+    i, f, c, o = total.chunk(4, 1)
+    after = f.sigmoid() * state + i.sigmoid() * c.tanh()
+    return o.sigmoid() * after.tanh(), after, total.clone()
+
+
+def _gru_step(gates, hidden, state, bias=None, hidden_bias=None):
+    gates, hidden = (gates, hidden) if bias is None else (gates + bias, hidden + hidden_bias)
+    (r, z, n), (hr, hz, hn) = gates.chunk(3, 1), hidden.chunk(3, 1)
+    n = (n + (r + hr).sigmoid() * hn).tanh()
+    return n + (z + hz).sigmoid() * (state - n), gates.new_zeros(len(gates), 5 * state.shape[1])
+
+
+@pytest.fixture
+def fused_kernels():
+    """What torch has for a GPU alone, on the CPU."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_thnn_fused_lstm_cell", _lstm_step, "CPU")
+    library.impl("_thnn_fused_gru_cell", _gru_step, "CPU")
+    yield
+    library._destroy()
+
+
+class _Fused(nn.Module):
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.cell, self.out = cell, nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor, *, fused: bool) -> torch.Tensor:
+        cell, h, s = self.cell, x.new_zeros(len(x), 5), x.new_zeros(len(x), 5)
+        biases = () if cell.bias_ih is None else (cell.bias_ih, cell.bias_hh)
+        for step in x.unbind(1):
+            products = step @ cell.weight_ih.t(), h @ cell.weight_hh.t()
+            if isinstance(cell, nn.LSTMCell):
+                h, s, *_ = (torch.ops.aten._thnn_fused_lstm_cell if fused else _lstm_step)(*products, s, *biases)
+            else:
+                h, *_ = (torch.ops.aten._thnn_fused_gru_cell if fused else _gru_step)(*products, h, *biases)
+        return self.out(h)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_a_gpus_fused_recurrent_cells_have_the_units_of_those_written_out(fused_kernels, kind, bias) -> None:
+    net, x = _Fused(kind(3, 5, bias=bias)).double(), torch.randn(4, 3, 3).double()
+    assert torch.allclose(net(x, fused=True), net(x, fused=False))
+    (fused,) = graph = recycle.trace(net, lambda: net(x, fused=True))
+    (plain,) = recycle.trace(net, lambda: net(x, fused=False))
+    for one, other in zip(fused.incoming + fused.outgoing, plain.incoming + plain.outgoing, strict=True):
+        assert (one.name, one.dim, one.role, one.bias) == (other.name, other.dim, other.role, other.bias)
+        assert torch.equal(one.index, other.index)
+    with torch.no_grad():
+        net.out.weight[:, 3] = net.cell.weight_hh[:, 3] = 0.0
+    before = net(x, fused=True)
+    recycle.apply(recycle.Split([1], into=[3]), graph["cell"])
+    assert torch.allclose(before, net(x, fused=True), rtol=0, atol=1e-12)
+    assert not torch.equal(net.cell.weight_hh[:, 3], torch.zeros_like(net.cell.weight_hh[:, 3]))
