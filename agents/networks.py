@@ -240,13 +240,19 @@ def _unvalidated() -> Iterator[None]:
 
 def _both_heads(policy: Any, x: Any) -> Any:
     """Actor and critic on preprocessed observations."""
-    shared = policy.share_features_extractor
-    actor = policy.features_extractor(x) if shared else policy.pi_features_extractor(x)
-    critic = actor if shared else policy.vf_features_extractor(x)
+    actor, critic = _features(policy, x)
     return (
         policy.action_net(policy.mlp_extractor.forward_actor(actor)),
         policy.value_net(policy.mlp_extractor.forward_critic(critic)),
     )
+
+
+def _features(policy: Any, x: Any) -> tuple[Any, Any]:
+    """What actor and critic are given of preprocessed observations."""
+    if policy.share_features_extractor:
+        both = policy.features_extractor(x)
+        return both, both
+    return policy.pi_features_extractor(x), policy.vf_features_extractor(x)
 
 
 def _recurrent(model: BaseAlgorithm) -> Network:
@@ -298,9 +304,7 @@ def _recurrent_box(model: BaseAlgorithm) -> Box | None:
 
     def run(x: Any) -> Any:
         observed, actor_state, critic_state = x
-        shared = policy.share_features_extractor
-        actor = policy.features_extractor(observed) if shared else policy.pi_features_extractor(observed)
-        critic = actor if shared else policy.vf_features_extractor(observed)
+        actor, critic = _features(policy, observed)
         policy.lstm_actor(actor)  # so that it is seen what it reads
         if policy.lstm_critic is not None:
             policy.lstm_critic(critic)
