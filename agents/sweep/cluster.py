@@ -207,6 +207,8 @@ def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool)
                 time.sleep(0.1)
         except BaseException:
             process.terminate()
+            output.write(b"--- asked to end\n")
+            output.flush()
             process.wait()
             raise
     if process.returncode == 0:

@@ -392,7 +392,10 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
         waiting(folder, 1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert any("stopping" in line for line in process.stdout)
-        time.sleep(1)
+        (log,) = root.rglob("0.log")
+        until = time.monotonic() + 100
+        while "asked to end" not in log.read_text() and time.monotonic() < until:
+            time.sleep(0.05)
         (folder / "open").touch()
         err = process.communicate(timeout=200)[1]
     finally:
