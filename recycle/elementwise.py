@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recycle.labels import NONE, UNIFORM, UnitLabels, View, tensors_in
+from recycle.labels import NONE, UNIFORM, UnitLabels, View, arguments, tensors_in
 
 
 def short(op: Any) -> str:
@@ -141,8 +141,7 @@ def gated_linear_unit(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: 
 
 def fused_cell(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> None:
     """An LSTM's or GRU's step on a GPU, behind its two products: a unit's gates, its state and its output are one."""
-    names = [a.name for a in op._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = arguments(op, args, kwargs)
     sums = [(given["input_gates"], given.get("input_bias")), (given["hidden_gates"], given.get("hidden_bias"))]
     operands = []
     for product, bias in sums:

@@ -565,6 +565,11 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
             yield from tensors_in(item)
 
 
+def arguments(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an operation is given, by name."""
+    return {**dict(zip((a.name for a in op._schema.arguments), args, strict=False)), **kwargs}
+
+
 def described(value: Any, tensor: Callable[[Tensor], Any] = lambda t: tuple(t.shape)) -> Any:
     """Nested arguments as something hashable; ``tensor`` says what of a tensor counts."""
     if isinstance(value, Tensor):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recycle.elementwise import constant, dropout, fused_cell, gated_linear_unit, merge, pointwise, short, spread
-from recycle.labels import NONE, UNIFORM, Rule, UnitLabels, described, tensors_in
+from recycle.labels import NONE, UNIFORM, Rule, UnitLabels, arguments, described, tensors_in
 from recycle.products import convolution, embedding, matrix_product
 
 
@@ -79,8 +79,7 @@ def _reduction(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) ->
     labels.use_whole([data], op)
     if known is None:
         return
-    names = [a.name for a in op._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = arguments(op, args, kwargs)
     dims = given.get("dim")
     axes = [dims] if isinstance(dims, int) else list(dims or range(known.dim()))
     axes = [axis % known.dim() for axis in axes] if known.dim() else []
@@ -141,8 +140,7 @@ def _movement(labels: UnitLabels, op: Any, args: Any, kwargs: Any, out: Any) -> 
     if op._schema.name == "aten::_to_copy" and labels.alias(targets[0], operands[0]):
         return
     labels.use_whole([t for t in operands if labels.of_vector(t) is None], op)
-    names = [a.name for a in op._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = arguments(op, args, kwargs)
     moving = _indexed_by_data(labels, given)
     if moving:
         for tensor in operands:

@@ -122,7 +122,7 @@ def sweep(args: Args, options: Sequence[str] = (), words: Sequence[str] = ()) ->
                 state.job.folder.parent.mkdir(parents=True, exist_ok=True)
             with Board(console, states, root) as board, Interruption() as interruption:
                 _train(cluster, missing, board, args.retries, interruption)
-            if interruption.asked is not None:
+            if interruption.asked is not None and any(state.stage in ("waiting", "running") for state in missing):
                 again = shlex.join(["python", "-m", "agents.sweep", *words])
                 gathered.write(root / "sweep.csv", gathered.gather(states))
                 told = f"{interruption.asked.name}: the runs have written checkpoints. Go on with: {again}"

@@ -1,5 +1,6 @@
 """Many runs: what a grid holds, and that a sweep brings every run to its end, whatever dies."""
 
+import contextlib
 import csv
 import os
 import shlex
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tyro
@@ -378,6 +380,19 @@ def test_what_no_machine_has_room_for_is_refused(cluster, tmp_path, capfd):
     assert main([*words, "--log-folder", str(tmp_path / "runs")]) == 2
     assert_one_line(capfd, "no machine has room for a run of --cpus-per-run 64 --gpus-per-run 0; there are machines of")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("stage", "code"), [("running", 130), ("failed", 1)])
+def test_a_signal_that_comes_with_the_last_runs_end_changes_nothing(tmp_path, monkeypatch, capsys, stage, code):
+    def trains(cluster, missing, board, retries, interruption):
+        interruption.asked = signal.SIGINT
+        for state in missing:
+            state.stage, state.error = stage, "as it is"
+
+    monkeypatch.setattr("agents.sweep.__main__.connected", lambda *_, **__: contextlib.nullcontext(Mock()))
+    monkeypatch.setattr("agents.sweep.__main__._train", trains)
+    assert main(["--seeds", "1", "--log-folder", str(tmp_path), "--", "-n", "10"]) == code
+    assert ("Go on with" in capsys.readouterr().err) == (code == 130)
 
 
 def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
