@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 import recycle
@@ -211,10 +209,11 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
         return policy.get_distribution(obs), policy.predict_values(obs)
 
     def call() -> Any:
-        with _unvalidated():
+        if not _ends_with_its_heads(policy):
             return policy.evaluate_actions(batch, actions)
+        features = policy.extract_features(batch)
+        return _both_heads(policy, (features, features) if policy.share_features_extractor else features)
 
-    ends = box(model, partial(_both_heads, policy))
     return Network(
         "policy",
         policy,
@@ -222,29 +221,29 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
         watch,
         (policy.optimizer,),
         init=_orthogonal(policy),
-        box=ends,
+        box=box(model, lambda x: _both_heads(policy, _features(policy, x))),
         critic=state_values(model),
     )
 
 
-@contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Distributions do not look for invalid parameters in the block, which takes longer than a small network."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
-
-
-def _both_heads(policy: Any, x: Any) -> Any:
-    """Actor and critic on preprocessed observations."""
-    actor, critic = _features(policy, x)
-    return (
-        policy.action_net(policy.mlp_extractor.forward_actor(actor)),
-        policy.value_net(policy.mlp_extractor.forward_critic(critic)),
+def _ends_with_its_heads(policy: Any) -> bool:
+    """Whether all units lie before the two heads: ``evaluate_actions`` goes on with a distribution of the actions,
+    which has none, but for gSDE, and takes as long to trace as a small network."""
+    published = [getattr(policy, name).__module__ for name in ("evaluate_actions", "_get_action_dist_from_latent")]
+    return not getattr(policy, "use_sde", False) and all(
+        module.startswith(("stable_baselines3.", "sb3_contrib.")) for module in published
     )
+
+
+def _both_heads(policy: Any, features: tuple[Any, Any]) -> tuple[Any, Any]:
+    """What the heads make of the actor's and the critic's features, as the policy's own passes run them."""
+    actor, critic = features
+    between = policy.mlp_extractor
+    if actor is critic:
+        actor, critic = between(actor)
+    else:
+        actor, critic = between.forward_actor(actor), between.forward_critic(critic)
+    return policy.action_net(actor), policy.value_net(critic)
 
 
 def _features(policy: Any, x: Any) -> tuple[Any, Any]:
@@ -312,10 +311,7 @@ def _recurrent_box(model: BaseAlgorithm) -> Box | None:
             critic_state = actor_state
         else:
             critic_state = policy.critic(critic)
-        return (
-            policy.action_net(policy.mlp_extractor.forward_actor(actor_state)),
-            policy.value_net(policy.mlp_extractor.forward_critic(critic_state)),
-        )
+        return _both_heads(policy, (actor_state, critic_state))
 
     ends = box(model, run)
     if ends is None or policy.lstm_actor.proj_size:

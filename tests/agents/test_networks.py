@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 import recycle
 from agents.networks import networks_of
+from agents.observations import BATCH, observations
 from recycle.fresh import fresh_rows
 
 torch.set_num_threads(1)
@@ -123,6 +126,51 @@ def test_continuous_actions_leave_log_std_alone():
 def test_every_action_space_of_ppo(actions):
     _, graph = traced(ppo(env=Spaces(BOX, actions)))
     assert shape(graph) == [(name, 16) for name in (*PI, *VF)]
+
+
+def places(graph):
+    """Every group with all its tensors and entries; and what is frozen, by name."""
+    axes = {
+        group.name: sorted(
+            (axis.name, axis.dim, axis.role, axis.bias, axis.hooked, axis.groups, axis.index.tolist())
+            for axis in (*group.incoming, *group.outgoing)
+        )
+        for group in graph
+    }
+    frozen = {name.partition("[")[0] for name in graph.frozen}  # a head may be told part by part
+    return axes, {group.name: (group.exact, group.one_value) for group in graph}, frozen
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "env", "own"),
+    [
+        (PPO, "MlpPolicy", "CartPole-v1", {}),
+        (PPO, "MlpPolicy", "Pendulum-v1", {}),
+        (PPO, "MlpPolicy", Spaces(BOX, spaces.MultiDiscrete([2, 3])), {}),
+        (PPO, "MlpPolicy", Spaces(BOX, spaces.MultiBinary(3)), {"share_features_extractor": False}),
+        (A2C, "CnnPolicy", images(), {"share_features_extractor": False, **SMALL_CNN}),
+        (PPO, "MultiInputPolicy", SimpleMultiObsEnv(), {}),
+        (MaskablePPO, "MlpPolicy", "CartPole-v1", {}),
+        (TRPO, "MlpPolicy", "CartPole-v1", {}),
+    ],
+)
+def test_what_follows_the_heads_has_no_units(kind, policy, env, own):
+    model = kind(policy, env, n_steps=64, device="cpu", seed=0, policy_kwargs={**RELU, **own})
+    network, graph = traced(model)
+    batch = observations(model)
+    actions = torch.as_tensor(np.array([model.action_space.sample() for _ in range(BATCH)])).float()
+    whole = recycle.trace(network.module, lambda: model.policy.evaluate_actions(batch, actions))
+    assert places(graph) == places(whole)
+
+
+def test_units_of_a_distribution_are_found_where_a_policy_has_its_own():
+    class Own(ActorCriticPolicy):
+        def evaluate_actions(self, obs, actions):
+            values, log_prob, entropy = super().evaluate_actions(obs, actions)
+            return values * self.mlp_extractor.policy_net(obs)[:, :1], log_prob, entropy
+
+    _, graph = traced(ppo(Own))
+    assert PI[1] not in [group.name for group in graph] and VF[1] in [group.name for group in graph]
 
 
 @pytest.mark.parametrize(
