@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,39 @@ DROPOUT = frozenset({"native_dropout", "bernoulli_"})
 """Operations whose randomness a trial must leave out."""
 
 
+class _Trial(NamedTuple):
+    """Units that fall silent, and who does the work of the others then, which must change no output.
+
+    Each of ``places`` takes over the weights of its source, and its share of what that gives to consumers.
+    """
+
+    silent: Tensor
+    places: Tensor
+    sources: Tensor
+    shares: Tensor
+
+
+def _ring(width: int) -> _Trial:
+    """The odd units are silent; then those on either side of each even one do its work: 0 -> 1 and 2, 2 -> 3 and 4...
+
+    Every unit takes another's place, and all are linked: were there two kinds of units, some neighbours would be of
+    different kinds. Of an odd number the last is silent as well, and one does the work of three.
+    """
+    places = torch.arange(width)
+    sources = ((places - 1) % width // 2 * 2).clamp_max(width - 2 - width % 2)
+    silent = torch.ones(width, dtype=torch.bool)
+    silent[sources] = False
+    shares = torch.where(places % 2 > 0, 1 - _SHARE, torch.tensor(_SHARE, dtype=torch.double))
+    whole = torch.zeros_like(shares).index_add(0, sources, shares)
+    return _Trial(places[silent], places, sources, shares / whole[sources])
+
+
+def _split(parents: Tensor, slots: Tensor) -> _Trial:
+    """Silent units get a part of what the parents give their consumers."""
+    shares = torch.tensor([1 - _SHARE, _SHARE], dtype=torch.double).repeat_interleave(len(parents))
+    return _Trial(slots, torch.cat([parents, slots]), parents.repeat(2), shares)
+
+
 class _Tried:
     """A group whose units are edited in trials, with the tensors that hold them, looked up once."""
 
@@ -80,14 +113,14 @@ class _Tried:
         for axis, tensor in self.outgoing:
             axis.fill(tensor, units, 0.0)
 
-    def split(self, parents: Tensor, slots: Tensor) -> None:
-        """Give silent units a part of what the parents give their consumers."""
+    def divide(self, trial: _Trial) -> None:
+        """Let the places of a trial do the work of its sources."""
         for axis, tensor in self.incoming:
-            axis.write(tensor, slots, axis.read(tensor, parents))
+            axis.write(tensor, trial.places, axis.read(tensor, trial.sources))
+        shares = trial.shares[:, None, None]
         for axis, tensor in self.outgoing:
-            columns = axis.read(tensor, parents)
-            axis.write(tensor, slots, columns * _SHARE)
-            axis.write(tensor, parents, columns * (1 - _SHARE))
+            columns = axis.read(tensor, trial.sources)
+            axis.write(tensor, trial.places, columns * shares.to(columns))
 
     def roll(self) -> None:
         """Let every unit take the place of the one before."""
@@ -115,8 +148,8 @@ def prove(
 ) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
-    Every unit is a parent and a slot once, and changes places with others wherever its activation bends. All
-    groups are tried together; only if that fails, in halves.
+    Every unit takes another's place, and changes places with others wherever its activation bends. All groups are
+    tried together; only if that fails, in halves.
     ``dropout``: the calls drop activations at random, which the trials leave out. ``reductions``: what mixes units
     beside the normalisations that torch knows by name (see :func:`described`); trials of inexact groups hold it.
     """
@@ -159,33 +192,47 @@ def _exchange(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable
 
 
 def _prove(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+    trials = {width: _ring(width) for width in {group.width for group in groups}}
+    for group in groups:
+        group.silence(trials[group.width].silent)
     with torch.enable_grad():
         results = _results(calls)
     if isinstance(results, str):
-        return {group.name: results for group in groups}
-    reference = [t.detach().clone() for t in results]
-    heard = _heard(groups, results)
-    silent = {}
-    for group in groups:
-        if group.name in heard:
-            continue
-        group.silence(torch.arange(group.width))  # a path that carries no gradient still carries values
-        if difference(reference, outputs(calls)) < 1e-6:
-            silent[group.name] = "no output of the calls depends on it, so nothing can be proved"
         restore()
+        return {group.name: results for group in groups}
+    before = [t.detach().clone() for t in results]
+    heard = _heard(groups, results)
+    reason = _changed(groups, trials, calls, before)
+    restore()
+    silent = _silent([group for group in groups if group.name not in heard], calls, restore)
     audible = [group for group in groups if group.name not in silent]
-    return silent | _broken(audible, calls, restore)
+    return silent | (_broken(audible, trials, calls, restore) if reason else {})
 
 
-def _broken(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+def _silent(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
+    """Those of the groups that give no output anything: a path that carries no gradient may carry values."""
+    found = {}
+    reference = outputs(calls) if groups else []
+    for group in groups:
+        group.silence(torch.arange(group.width))
+        if difference(reference, outputs(calls)) < 1e-6:
+            found[group.name] = "no output of the calls depends on it, so nothing can be proved"
+        restore()
+    return found
+
+
+def _broken(
+    groups: Sequence[_Tried], trials: Mapping[int, _Trial], calls: Sequence[Call], restore: Callable[[], None]
+) -> dict[str, str]:
     """The groups whose trials change an output, and by how much: found by halving, since few do."""
-    reason = _trials(groups, calls, restore) if groups else ""
+    reason = _try(groups, trials, calls) if groups else ""
+    restore()
     if not reason:
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}
     half = len(groups) // 2
-    return _broken(groups[:half], calls, restore) | _broken(groups[half:], calls, restore)
+    return _broken(groups[:half], trials, calls, restore) | _broken(groups[half:], trials, calls, restore)
 
 
 def _heard(groups: Sequence[_Tried], results: Sequence[Tensor]) -> set[str]:
@@ -294,8 +341,8 @@ def _resized_trial(
             if change > allowed:
                 raise NotRecyclable(f"a trial with {layout.width} units changed the output by {change:.1e}")
             if newborns:
-                pairs = torch.arange(len(newborns)), torch.tensor(newborns)
-                reason = _trial([_Tried(group)], {group.width: pairs}, calls)
+                split = _split(torch.arange(len(newborns)), torch.tensor(newborns))
+                reason = _try([_Tried(group)], {group.width: split}, calls)
                 if reason:
                     raise NotRecyclable(reason)
             raise Done
@@ -303,35 +350,19 @@ def _resized_trial(
         return
 
 
-def _trials(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> str:
-    """Split units into their neighbours, 0 -> 1 -> 2 -> ... -> 0; "" if no output changes.
-
-    The ring makes every unit a parent and a slot, and links all of them: were there two kinds of units, some
-    neighbours would be of different kinds.
-    """
-    rounds: tuple[Callable[[int], Tensor], ...] = (
-        lambda n: torch.arange(0, n - 1, 2),  # 0 -> 1, 2 -> 3, ...
-        lambda n: torch.arange(1, n - n % 2, 2),  # 1 -> 2, 3 -> 4, ... and, if n is even, n - 1 -> 0
-        lambda n: torch.tensor([n - 1] if n % 2 else [], dtype=torch.long),
-    )
-    for parents_of in rounds:
-        pairs = {n: (parents_of(n), (parents_of(n) + 1) % n) for n in {group.width for group in groups}}
-        if not any(len(parents) for parents, _ in pairs.values()):
-            continue
-        reason = _trial(groups, pairs, calls)
-        restore()
-        if reason:
-            return reason
-    return ""
-
-
-def _trial(groups: Sequence[_Tried], pairs: Mapping[int, tuple[Tensor, Tensor]], calls: Sequence[Call]) -> str:
-    """``pairs``: parents and slots of groups of each width."""
+def _try(groups: Sequence[_Tried], trials: Mapping[int, _Trial], calls: Sequence[Call]) -> str:
+    """How a trial, by width, changes an output, or ""; not undone."""
     for group in groups:
-        group.silence(pairs[group.width][1])
-    before = outputs(calls)
+        group.silence(trials[group.width].silent)
+    return _changed(groups, trials, calls, outputs(calls))
+
+
+def _changed(
+    groups: Sequence[_Tried], trials: Mapping[int, _Trial], calls: Sequence[Call], before: list[Tensor] | str
+) -> str:
+    """The second half of a trial, where the outputs of its first are known."""
     for group in groups:
-        group.split(*pairs[group.width])
+        group.divide(trials[group.width])
     change, allowed = difference(before, outputs(calls)), tolerance(before)
     return "" if change <= allowed else f"trial split changed the output by {change:.1e} (at most {allowed:.1e})"
 
