@@ -124,7 +124,8 @@ class RecycleCallback(BaseCallback):
         self._totals: dict[str, dict[str, int]] = {}
         self._last_event = 0
         self._since = 0  # steps from the last event to the end of the last learn()
-        self._trained = 0  # updates, when what they logged was last looked at
+        self._recording: list[Recycler] = []  # those with methods that look at what training logs
+        self._trained = 0  # updates, when that was last looked at
         self._owner: BaseAlgorithm | None = None
         if keep_reports < 1:
             raise ValueError(f"keep_reports counts events: expected 1 or more, got {keep_reports}")
@@ -172,6 +173,7 @@ class RecycleCallback(BaseCallback):
         self._totals = {name: {"recycled": 0, "re_died": 0} for name in self.recyclers}
         self._last_event = model.num_timesteps
         self._load(model)
+        self._recording = [recycler for recycler in self.recyclers.values() if "recorded" in recycler.needs]
         self._trained = max(recycler.tracker.passes for recycler in self.recyclers.values())
         _say_what_tanh_means(networks)
 
@@ -184,7 +186,8 @@ class RecycleCallback(BaseCallback):
         curves.lay_out(self.logger, self.recyclers)
 
     def _on_rollout_start(self) -> None:
-        self._record_training()
+        if self._recording:
+            self._record_training()
         if self.num_timesteps - self._last_event >= self.every:
             self._last_event = self.num_timesteps
             early = self.num_timesteps < self.warmup
@@ -202,7 +205,7 @@ class RecycleCallback(BaseCallback):
 
         The latest phase's ``train/...`` are still there: they are written out during the next rollout.
         """
-        watching = [r for r in self.recyclers.values() if "recorded" in r.needs and r.tracker.passes > self._trained]
+        watching = [recycler for recycler in self._recording if recycler.tracker.passes > self._trained]
         if not watching:
             return
         self._trained = max(recycler.tracker.passes for recycler in watching)

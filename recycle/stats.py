@@ -237,7 +237,7 @@ class Window:
     def merged(self) -> tuple[Tensor, ...]:
         """The moments of all passes as those of one (parallel variance, Chan et al. 1979)."""
         fired, size, total, spread, low, high = (
-            torch.stack([moments[i].to(_exact(moments[i])) for moments in self.moments]) for i in range(6)
+            stacked.to(_exact(stacked)) for stacked in map(torch.stack, zip(*self.moments, strict=True))
         )
         count = torch.tensor(self.counts, dtype=total.dtype, device=total.device)[:, None]
         between = count * (total / count - total.sum(0) / count.sum()).square()

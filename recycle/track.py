@@ -85,7 +85,7 @@ class Tracker:
         self._kept = Kept(graph, [need for need, wanted in asked.items() if wanted])
         self._handles: list[Any] = []
         self._step_handles: list[Any] = []
-        self._points: list[tuple[nn.Module, Callable[..., None], bool]] = []
+        self._points: list[tuple[nn.Module, Callable[..., None]]] = []  # layers, and what watches them
         self._shapes: dict[nn.Module, list[torch.Size]] = {}  # of the watched layers' parameters
         self._incoming: list[_Weights] = []
         self._attached = False
@@ -136,7 +136,8 @@ class Tracker:
     def pause(self) -> None:
         """Take the hooks off the layers where no training pass can come, a rollout say, until :meth:`resume`."""
         self._clock.pause()
-        self._detach(self._handles)
+        if self._handles:
+            self._detach(self._handles)
 
     def resume(self) -> None:
         """End a :meth:`pause`."""
@@ -179,17 +180,10 @@ class Tracker:
             self._points = list(self._observation_points())
         if not self.optimizers:
             self._handles.append(self.graph.module.register_forward_pre_hook(self._watch_pass))
-        for layer, hook, before in self._points:
-            if before:
-                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        self._handles += [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in self._points]
 
-    def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None], bool]]:
-        """Layer, hook, and whether it watches the input (or else the output).
-
-        All groups that one layer reads, or makes, share its hook.
-        """
+    def _observation_points(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+        """Layers and hooks. All groups that one layer reads, and those that it makes, share its hook."""
         read: dict[nn.Module, list[tuple[Window, Tensor | None]]] = {}
         made: dict[nn.Module, list[tuple[Gradients, Tensor | None]]] = {}
         for group in self.graph:
@@ -198,18 +192,16 @@ class Tracker:
                 index = None if observer.whole else observer.index.to(group.tensor(group.incoming[0].name).device)
                 layer = group.module.get_submodule(observer.name)
                 if observer.at_output:
-                    yield layer, partial(self._watch_recurrent, window, index, observer), False
+                    yield layer, partial(self._watch_recurrent, window, index, observer)
                 else:
                     read.setdefault(layer, []).append((window, index))
             for (layer, axis), gradients in zip(group.producers(), seen.gradients, strict=True):
                 made.setdefault(layer, []).append((gradients, _columns(axis.index, group.tensor(axis.name), axis.dim)))
-        for layer, windows in read.items():
-            yield layer, partial(self._watch_input, windows), True
-        for layer, of_groups in made.items():
-            yield layer, partial(self._watch_output, of_groups), False
+        for layer in {**read, **made}:
+            yield layer, partial(self._watch_layer, read.get(layer, []), made.get(layer, []))
         for record in self._kept:
             for look in record.looks:
-                yield look.layer, partial(self._watch_rows, record, look), False
+                yield look.layer, partial(self._watch_rows, record, look)
 
     def _attach_to_optimizers(self) -> None:
         if self._step_handles:
@@ -277,19 +269,26 @@ class Tracker:
             self._shapes |= {layer: _shapes(layer) for layer in (*layers, *(at for at, _ in group.producers()))}
         self._shapes |= {look.layer: _shapes(look.layer) for record in self._kept for look in record.looks}
 
-    def _watch_input(
+    def _watch_layer(
         self,
-        windows: list[tuple[Window, Tensor | None]],
+        read: list[tuple[Window, Tensor | None]],
+        made: list[tuple[Gradients, Tensor | None]],
         layer: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        output: Any,
     ) -> None:
         act = args[0] if args else kwargs.get("input")
         act = act.data if isinstance(act, nn.utils.rnn.PackedSequence) else act
-        if isinstance(act, Tensor) and self._counts(layer, act) and self._clock.due(windows[0][0]):
-            rows = per_channel(act.detach(), layer)
-            for window, index in windows:
+        value = act if read else output
+        if not (isinstance(value, Tensor) and self._counts(layer, value) and self._clock.due(layer)):
+            return
+        if read:
+            rows = per_channel(value.detach(), layer)
+            for window, index in read:
                 window.add(of_units(rows, index))
+        if made and isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(partial(self._watch_gradient, made, layer))  # type: ignore[no-untyped-call]
 
     def _watch_recurrent(
         self,
@@ -304,12 +303,6 @@ class Tracker:
         act = observer.value(args, kwargs, output)
         if self._counts(layer, act) and self._clock.due(window):
             window.add(per_unit(act.detach(), layer, index))
-
-    def _watch_output(
-        self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> None:
-        if self._counts(layer, output) and self._clock.due(made[0][0]) and output.requires_grad:
-            output.register_hook(partial(self._watch_gradient, made, layer))
 
     def _watch_gradient(self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor) -> None:
         means = per_channel(wide(gradient.detach()), layer).abs().mean(0)
@@ -328,10 +321,11 @@ class Tracker:
     def _watch_step(self, number: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._clock.stepped(number):
             self._watch_weights(number)
-        if number == 0 and self._clock.pause_is_next:
-            self._detach(self._handles)
-        elif number == 0:
-            self._follow()
+        if number == 0 and (self._handles or self._clock.sampling):
+            if self._clock.pause_is_next:
+                self._detach(self._handles)
+            else:
+                self._follow()
 
     def _watch_weights(self, number: int) -> None:
         weights = self._incoming[number]

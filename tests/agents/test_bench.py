@@ -47,7 +47,7 @@ def test_pairs_alternate_and_are_divided_the_right_way_round(monkeypatch):
 
 def test_what_is_spent_inside_is_a_part_of_learn_and_leaves_no_mark():
     entrances = {(kind, name): getattr(kind, name) for kind, names in inside._ENTRANCES.items() for name in names}
-    assert {"_watch_input", "_watch_step", "_watch_gradient"} < set(inside._ENTRANCES[Tracker])
+    assert {"_watch_layer", "_watch_step", "_watch_gradient"} < set(inside._ENTRANCES[Tracker])
     assert 0 < bench._inside(small(DQN, 64)(), 256, "redo") < 1
     assert all(getattr(kind, name) is method for (kind, name), method in entrances.items())
 
