@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recycle.graph import Axis, Observer, UnitGroup
-from recycle.stats import Gradients, Window, joined, largest, wide
+from recycle.stats import Gradients, Window, joined, largest
 
 _NAMES = ("firing_rate", "mean", "mean_abs", "variance", "minimum", "maximum", "silence", "rarity")
 
@@ -145,13 +145,8 @@ def norm(group: UnitGroup, axes: Sequence[Axis], order: int) -> Tensor:
         return norms
 
 
-def row_means(gradient: Tensor, dim: int) -> Tensor:
-    """Mean absolute gradient of the entries along ``dim``, ``(size,)``."""
-    return wide(gradient.detach()).abs().mean([d for d in range(gradient.dim()) if d != dim])
-
-
-def of_rows(means: Tensor, index: Tensor | None) -> Tensor:
+def of_rows(values: Tensor, index: Tensor | None) -> Tensor:
     """The mean over each unit's entries ``(width, span)``, or all in order where that is None: ``(width,)``."""
     if index is None:
-        return means
-    return means[index[:, 0]] if index.shape[1] == 1 else means[index].mean(1)
+        return values
+    return values[index[:, 0]] if index.shape[1] == 1 else values[index].mean(1)

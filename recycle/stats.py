@@ -21,6 +21,8 @@ _BUFFER = 2**15
 """Numbers of a layer that wait, at most, until their moments are taken together; larger passes do not wait."""
 _MERGED = 256
 """Moments that are kept apart at most."""
+_PLACES = 64
+"""Passes whose places in a buffer are remembered, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +140,7 @@ class Window:
     def __init__(self, firing: bool = False, apart: bool = False) -> None:
         self.firing = Firing(apart) if firing else None
         self.buffer = self.scratch = torch.empty(0, 0)
+        self._places: dict[tuple[int, int], Tensor] = {}  # views of the buffer, which cost more than a copy into them
         self.clear()
 
     def clear(self) -> None:
@@ -211,12 +214,17 @@ class Window:
             rows = _BUFFER // act.shape[1]
             self.buffer = torch.empty(rows, act.shape[1], dtype=wide(act[:0]).dtype, device=act.device)
             self.scratch = torch.empty_like(self.buffer)
+            self._places = {}
 
     def _keep(self, act: Tensor) -> Tensor:
         count = act.shape[0]
-        kept = self.buffer.narrow(0, self.filled, count).copy_(act)
+        place = self._places.get((self.filled, count))
+        if place is None:
+            place = self.buffer.narrow(0, self.filled, count)
+            if len(self._places) < _PLACES:
+                self._places[self.filled, count] = place
         self.filled += count
-        return kept
+        return place.copy_(act)
 
     def _take_moments(self) -> None:
         if self.filled:
@@ -265,7 +273,10 @@ class Window:
 
 
 class Gradients:
-    """Mean absolute gradients of sampled passes; one that is not finite (a loss scaler's overflow) does not count."""
+    """Mean absolute gradients of sampled passes; one that is not finite (a loss scaler's overflow) does not count.
+
+    Sums are kept and divided when they are read: on a CPU a mean costs several times as much.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -273,29 +284,35 @@ class Gradients:
     def clear(self) -> None:
         """Forget everything."""
         self.passes: list[Tensor] = []
+        self.counts: list[int] = []
         self.earlier: Tensor | None = None  # (1 + width,): how many passes were merged, and their sum
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
         passes = torch.stack(self.passes).cpu() if self.passes else None
-        return {"passes": passes, "earlier": None if self.earlier is None else _copied(self.earlier)}
+        earlier = None if self.earlier is None else _copied(self.earlier)
+        return {"passes": passes, "counts": list(self.counts), "earlier": earlier}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from :meth:`state`."""
         passes, earlier = state["passes"], state["earlier"]
         self.passes = [] if passes is None else list(passes.to(device, copy=True).unbind())
+        self.counts = list(state.get("counts", [1] * len(self.passes)))
         self.earlier = None if earlier is None else earlier.to(device, copy=True)
 
-    def add(self, values: Tensor) -> None:
-        """Add one pass, ``(width,)``."""
-        self.passes.append(values)
+    def add(self, sums: Tensor, count: int) -> None:
+        """Add one pass: sums of ``count`` absolute gradients of each unit, ``(width,)``."""
+        self.passes.append(sums)
+        self.counts.append(count)
         if len(self.passes) == _MERGED:
-            self.earlier, self.passes = self.merged(), []
+            self.earlier = self.merged()
+            self.passes, self.counts = [], []
 
     def merged(self) -> Tensor:
         """How many finite passes there were, and their sum: ``(1 + width,)``."""
         table = torch.stack(self.passes)
         table = table.to(_exact(table))
+        table /= torch.tensor(self.counts, dtype=table.dtype, device=table.device)[:, None]
         good = table.isfinite().all(1, keepdim=True)
         total = torch.cat([good.to(table.dtype), torch.where(good, table, 0.0)], 1).sum(0)
         return total if self.earlier is None else total + self.earlier

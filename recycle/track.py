@@ -21,15 +21,15 @@ from recycle.graph import Graph, Observer, UnitGroup, of_units, per_channel, per
 from recycle.growth_sample import why_not_sampled
 from recycle.kept import Kept
 from recycle.rows import Look, Record
-from recycle.seen import Seen, norm, of_rows, row_means, settled, watched
+from recycle.seen import Seen, norm, of_rows, settled, watched
 from recycle.stats import Gradients, Stats, Window, wide
 
 
 class _Weights(NamedTuple):
     """The incoming weights that an optimizer updates."""
 
-    read: list[tuple[Tensor, int]]
-    """Each parameter once for each axis along which its entries are units'."""
+    read: list[tuple[Tensor, list[int], int]]
+    """Each parameter once for each axis along which its entries are units', its other axes, and their size."""
     groups: list[tuple[Gradients, list[tuple[int, Tensor | None]]]]
     """What is kept of each group, and its part: which of those above, and the units' entries (None: all, in order)."""
 
@@ -221,7 +221,8 @@ class Tracker:
                 if id(weight) in held:
                     place = places.setdefault((id(weight), axis.dim), len(found.read))
                     if place == len(found.read):
-                        found.read.append((weight, axis.dim))
+                        others = [d for d in range(weight.dim()) if d != axis.dim]
+                        found.read.append((weight, others, weight.numel() // weight.shape[axis.dim]))
                     own.append((place, _columns(axis.index, weight, axis.dim)))
             if own:
                 found.groups.append((self._seen[group.name].weights, own))
@@ -305,9 +306,10 @@ class Tracker:
             window.add(per_unit(act.detach(), layer, index))
 
     def _watch_gradient(self, made: list[tuple[Gradients, Tensor | None]], layer: nn.Module, gradient: Tensor) -> None:
-        means = per_channel(wide(gradient.detach()), layer).abs().mean(0)
+        rows = per_channel(wide(gradient.detach()), layer)
+        sums = rows.abs().sum(0)
         for seen, index in made:
-            seen.add(means if index is None else means[index[:, 0]])
+            seen.add(sums if index is None else sums[index[:, 0]], len(rows))
 
     def _watch_rows(self, record: Record, look: Look, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         read = args[0] if args else kwargs.get("input")
@@ -329,11 +331,17 @@ class Tracker:
 
     def _watch_weights(self, number: int) -> None:
         weights = self._incoming[number]
-        means = [None if w.grad is None else row_means(w.grad, dim) for w, dim in weights.read]
+        sums = [None if w.grad is None else wide(w.grad.detach()).abs().sum(others) for w, others, _ in weights.read]
         for seen, own in weights.groups:
-            rows = [of_rows(found, index) for place, index in own if (found := means[place]) is not None]
-            if rows:
-                seen.add(rows[0] if len(rows) == 1 else torch.stack(rows).mean(0))
+            rows = [
+                (of_rows(found, index), weights.read[place][2])
+                for place, index in own
+                if (found := sums[place]) is not None
+            ]
+            if len(rows) == 1:
+                seen.add(*rows[0])
+            elif rows:
+                seen.add(torch.stack([total / count for total, count in rows]).mean(0), 1)
 
     def reborn(self, group: UnitGroup, units: Sequence[int]) -> None:
         """These units were recycled: other ones stand in their places."""
