@@ -18,7 +18,7 @@ from recycle.edits import Edit, Fold, Grow, Prune, Split, kept, renumbered, resi
 from recycle.fresh import Init
 from recycle.graph import NotRecyclable, UnitGroup
 from recycle.nursery import answers_of
-from recycle.proof import difference, tolerance
+from recycle.outputs import difference, tolerance
 from recycle.stats import Stats
 from recycle.surgery import all_or_none, apply, check
 

@@ -17,7 +17,7 @@ from recycle.fresh import Init, fresh_layer
 from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup, plain
 from recycle.injected import Injected, InjectedHidden, InjectedOutput, is_injected
 from recycle.layers import layers_of
-from recycle.proof import difference, outputs, tolerance
+from recycle.outputs import difference, outputs, tolerance
 from recycle.tracing import undisturbed
 
 

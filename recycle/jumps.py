@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recycle.proof import returned
+from recycle.outputs import returned
 
 AFTER = (5, 20, 50, 200)
 """Updates after an event at which the output is looked at again."""

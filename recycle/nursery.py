@@ -15,7 +15,7 @@ from recycle.births import Birth, Born, Elements, Newborns, like_init
 from recycle.fresh import Init, fresh_rows
 from recycle.graph import Axis, NotRecyclable, Observer, UnitGroup, per_unit, tensor_at
 from recycle.junction import Junction
-from recycle.proof import answers, difference, tolerance
+from recycle.outputs import answers, difference, tolerance
 from recycle.response import responses
 from recycle.tracing import undisturbed
 from recycle.trial import LossTrial
@@ -272,7 +272,7 @@ def _watching(
 
 
 def answers_of(group: UnitGroup) -> list[Tensor] | str:
-    """Outputs of the calls on which the group was traced, as they are now; see :func:`recycle.proof.answers`."""
+    """Outputs of the calls on which the group was traced, as they are now; see :func:`recycle.outputs.answers`."""
     with undisturbed(group.module):
         return answers(group.module, group.calls)
 

@@ -7,64 +7,21 @@ be: one is clamped, its neighbour is not. So the units also change places on val
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from recycle.graph import NotRecyclable, UnitGroup
-from recycle.labels import described
+from recycle.outputs import Call, Plain, difference, live_outputs, outputs, repeatable, tolerance
 from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_more, without
-
-Call = Callable[[], Any]
 
 _SHARE = 0.3
 _FAR = 32.0
 """Every other pair of biases is as much larger: past where a clamp or a ReLU6 bends, not only a ReLU."""
-
-
-class _Plain(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Dropout off; with ``unmixed`` also normalisations across units replaced by their gain and bias.
-
-    ``reductions``: operations over units, as :func:`described`, which are then replaced by ones.
-    """
-
-    def __init__(self, *, unmixed: bool = False, reductions: Collection[Any] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.unmixed, self.reductions = unmixed, reductions
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        out = func(*args, **(kwargs or {}))
-        if name == "native_dropout":
-            return args[0].clone(), torch.ones_like(out[1])
-        if name == "bernoulli_":
-            return out.fill_(1)
-        if self.unmixed and name in ("native_layer_norm", "native_group_norm"):
-            layer = name == "native_layer_norm"
-            weight, bias = args[2:4] if layer else args[1:3]
-            shape = weight.shape if layer and weight is not None else [1, -1] + [1] * (args[0].dim() - 2)
-            plain = args[0] if weight is None else args[0] * weight.reshape(shape)
-            return (plain.clone() if bias is None else plain + bias.reshape(shape), *out[1:])
-        if self.unmixed and name == "_softmax":
-            return args[0].clone()
-        if self.unmixed and self.reductions and described((str(func), args, kwargs or {})) in self.reductions:
-            return tree_map(torch.ones_like, out)
-        return out
-
-
-DROPOUT = frozenset({"native_dropout", "bernoulli_"})
-"""Operations whose randomness a trial must leave out."""
 
 
 class _Trial(NamedTuple):
@@ -155,7 +112,7 @@ def prove(
     """
     if not groups:
         return {}
-    calls = _repeatable(module, calls)
+    calls = repeatable(module, calls)
     failed: dict[str, str] = {}
     with _randomised(groups, module) as values:
         tried = [_Tried(group) for group in groups]
@@ -166,7 +123,7 @@ def prove(
                 part = [group for group in tried if group.exact is exact and group.name not in failed]
                 if not part:
                     continue
-                plain = _Plain(unmixed=not exact, reductions=reductions) if dropout or not exact else nullcontext()
+                plain = Plain(unmixed=not exact, reductions=reductions) if dropout or not exact else nullcontext()
                 with plain:
                     failed |= test(part, calls, values.restore)
     return failed
@@ -196,7 +153,7 @@ def _prove(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[]
     for group in groups:
         group.silence(trials[group.width].silent)
     with torch.enable_grad():
-        results = _results(calls)
+        results = live_outputs(calls)
     if isinstance(results, str):
         restore()
         return {group.name: results for group in groups}
@@ -268,8 +225,8 @@ def prove_homogeneous(group: UnitGroup, module: nn.Module, calls: Sequence[Call]
 
     Biases of both signs and large and small factors reach every piece of a piecewise activation.
     """
-    calls = _repeatable(module, calls)
-    with _randomised([group], module) as values, _Plain():
+    calls = repeatable(module, calls)
+    with _randomised([group], module) as values, Plain():
         values.bend()
         reference = outputs(calls)
         for factor in (2.0**12, 2.0**-12):
@@ -288,9 +245,9 @@ def prove_unchanged(
 
     It is made while the parameters of ``module`` are random, so it must not look at them, and is not undone.
     """
-    calls = _repeatable(module, calls)
+    calls = repeatable(module, calls)
     own = outputs(calls)
-    with _randomised(groups, module) as values, _Plain():
+    with _randomised(groups, module) as values, Plain():
         values.bend()
         reference = outputs(calls)
         edit()
@@ -313,8 +270,8 @@ def prove_resizable(group: UnitGroup, module: nn.Module, calls: Sequence[Call]) 
     fixed = why_layers_are_fixed(group)
     if fixed:
         return fixed
-    calls = _repeatable(module, calls)
-    with _randomised([group], module) as values, _Plain():
+    calls = repeatable(module, calls)
+    with _randomised([group], module) as values, Plain():
         try:
             if group.width > FEWEST:
                 units = sorted({0, group.width // 2, group.width - 1})[: group.width - FEWEST]
@@ -429,93 +386,3 @@ def _randomised(groups: Sequence[UnitGroup], module: nn.Module) -> Iterator[_Val
         finally:
             for tensor, value in zip(tensors.values(), saved, strict=True):
                 tensor.copy_(value)
-
-
-def _repeatable(module: nn.Module, calls: Sequence[Call]) -> list[Call]:
-    """The calls without the traces that they leave in buffers, such as the power iterations of spectral norm."""
-    buffers = list(module.buffers())
-    return [partial(_undone, buffers, call) for call in calls]
-
-
-def _undone(buffers: Sequence[Tensor], call: Call) -> Any:
-    held = [(b, b.detach().clone()) for b in buffers]
-    try:
-        return call()
-    finally:
-        with torch.no_grad():
-            for buffer, value in held:
-                if not torch.equal(buffer, value):  # autograd counts every write
-                    buffer.copy_(value)
-
-
-def answers(module: nn.Module, calls: Sequence[Call]) -> list[Tensor] | str:
-    """Outputs of the calls on the parameters as they are, dropping nothing; buffers stay as they were."""
-    with torch.no_grad(), _Plain():
-        return outputs(_repeatable(module, calls))
-
-
-def outputs(calls: Sequence[Call]) -> list[Tensor] | str:
-    """Copies of every floating-point output of the calls, or why they failed."""
-    found = _results(calls)
-    return found if isinstance(found, str) else [t.detach().clone() for t in found]
-
-
-def _results(calls: Sequence[Call]) -> list[Tensor] | str:
-    found = []
-    for call in calls:
-        _seed()
-        try:
-            found += [t for t in returned(call()) if t.is_floating_point()]
-        except Exception as error:  # a user's module may raise anything on values it has never met
-            return f"the call fails on random parameters: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return found
-
-
-def _seed() -> None:
-    """The same random numbers for every call; ``torch.manual_seed`` alone takes longer than a small network."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(0)
-
-
-def difference(one: list[Tensor] | str, other: list[Tensor] | str) -> float:
-    """Largest change of an output, relative to the largest value of that output."""
-    if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape:
-            return float("inf")
-        if a.numel():
-            change = float((a.double() - b.double()).abs().max()) / max(float(a.double().abs().max()), 1e-30)
-            worst = max(worst, change if change == change else float("inf"))
-    return worst
-
-
-def tolerance(outputs: list[Tensor] | str) -> float:
-    """Rounding allowed in these outputs' precision: 1e-12 in float64, 5e-4 in float32."""
-    if isinstance(outputs, str) or not outputs:
-        return 0.0
-    return max(max(4096 * torch.finfo(t.dtype).eps, 1e-12) for t in outputs)
-
-
-def returned(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """Every tensor that a call's return value holds: nested containers, dataclasses, distributions."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if depth == 0:
-        return
-    items: Iterable[Any] = ()
-    if isinstance(value, Mapping):
-        items = value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        items = value
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = (getattr(value, f.name) for f in fields(value))
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
-        items = vars(value).values()
-    for item in items:
-        yield from returned(item, depth - 1)

@@ -18,7 +18,8 @@ from recycle.graph import Axis, Graph, NotRecyclable, UnitGroup
 from recycle.heads import apart, beyond, place, with_heads
 from recycle.kinds import check_arguments
 from recycle.labels import UNUSED, UnitLabels
-from recycle.proof import DROPOUT, Call, prove, prove_homogeneous, prove_resizable, returned
+from recycle.outputs import DROPOUT, Call, returned
+from recycle.proof import prove, prove_homogeneous, prove_resizable
 from recycle.rules import MOVES, RULES
 
 OUTPUT = "reaches the module's output"

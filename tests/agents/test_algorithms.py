@@ -22,7 +22,7 @@ from agents.algorithms import ALGOS, algorithm, algorithm_of
 from agents.inspect import Args, inspect
 from agents.networks import networks_of
 from recycle import Reset, Split
-from recycle.proof import returned
+from recycle.outputs import returned
 from recycle.report import Report
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from recycle.inserted import Blend, Branch
 from recycle.methods.l2_init import L2Init
 from recycle.methods.net2deeper import Net2Deeper
 from recycle.methods.redo import ReDo
-from recycle.proof import difference, outputs
+from recycle.outputs import difference, outputs
 from tests.nets import ZOO, Wire
 
 KINDS: tuple[Any, ...] = ("identity", "pair", "blend", "residual")
