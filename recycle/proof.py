@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -105,8 +105,8 @@ def prove(
 ) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
-    Every unit takes another's place, and changes places with others wherever its activation bends. All groups are
-    tried together; only if that fails, in halves.
+    Every unit takes another's place, and changes places with its neighbours on biases of every sign and size. All
+    groups are tried together; only if that fails, in halves.
     ``dropout``: the calls drop activations at random, which the trials leave out. ``reductions``: what mixes units
     beside the normalisations that torch knows by name (see :func:`described`); trials of inexact groups hold it.
     """
@@ -116,9 +116,10 @@ def prove(
     failed: dict[str, str] = {}
     with _randomised(groups, module) as values:
         tried = [_Tried(group) for group in groups]
-        for test in (_prove, _exchange):
-            if test is _exchange:
-                values.bend()
+        for swapped in (None, False, True):
+            if swapped is not None:
+                values.bend(swapped=swapped)
+            test = _prove if swapped is None else _exchange
             for exact in (True, False):
                 part = [group for group in tried if group.exact is exact and group.name not in failed]
                 if not part:
@@ -337,7 +338,7 @@ class _Values:
         incoming = {axis.name for group in groups for axis in group.incoming}
         written = incoming.union(axis.name for group in groups for axis in group.outgoing)
         self._tensors = [(tensor, tensor.detach().clone()) for name, tensor in tensors.items() if name in written]
-        self._vectors = [tensor for tensor in tensors.values() if tensor.dim() <= 1 and tensor.requires_grad]
+        self._vectors = [(t, t.detach().clone()) for t in tensors.values() if t.dim() <= 1 and t.requires_grad]
         self._added = {
             id(tensors[axis.name]) for group in groups for axis in group.incoming if axis.role == "bias"
         }  # fmt: skip
@@ -347,18 +348,29 @@ class _Values:
         for tensor, value in self._tensors:
             tensor.copy_(value)
 
-    def bend(self) -> None:
+    def bend(self, *, swapped: bool = False) -> None:
         """Let neighbouring units stand on different sides of every bend.
 
-        Biases and gains take both signs, those that are added to units also two sizes, in turn.
+        Biases and gains take both signs, those that are added to units also two sizes, in turn; ``swapped``: the small
+        ones are large and the large ones small. Units that change places in both cases have met every sign and size.
         """
-        for tensor in self._vectors:
-            bent = tensor.detach().flatten()
-            bent[::2] *= -1
-            for start in (2, 3) if id(tensor) in self._added else ():
-                bent[start::4] *= _FAR
+        for tensor, upright in self._vectors:
+            signs, far = _bends(upright.numel(), swapped)
+            bent = upright.flatten() * signs.to(upright)
+            if id(tensor) in self._added:
+                bent = torch.where(far.to(bent.device), bent * _FAR, bent)
             tensor.copy_(bent.reshape(tensor.shape))
         self._tensors = [(tensor, value.copy_(tensor)) for tensor, value in self._tensors]
+
+
+@lru_cache(64)
+def _bends(count: int, swapped: bool) -> tuple[Tensor, Tensor]:
+    """Signs of so many biases, and which of them are large."""
+    place = torch.arange(count)
+    signs, far = torch.where(place % 2 > 0, 1.0, -1.0), (place % 4 > 1) != swapped
+    if count % 2:  # the last and the first, who are neighbours, would have one sign for ever
+        signs[-1], far[-1] = 1.0 if swapped else -1.0, True
+    return signs, far
 
 
 def _draw(tensor: Tensor, generator: torch.Generator) -> None:
