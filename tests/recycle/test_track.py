@@ -105,6 +105,21 @@ def test_linear_over_several_batch_sizes() -> None:
     agrees(tracker.stats(graph["0"]), torch.cat([net[1](net[0](x)) for x in BATCHES]).detach().numpy())
 
 
+@pytest.mark.parametrize("sizes", [(8,), (1, 2), tuple(range(1, 41))], ids=str)
+def test_a_buffer_that_is_filled_again_and_again_by_passes_of_other_sizes(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recycle.stats._BUFFER", 300)
+    monkeypatch.setattr("recycle.stats._PLACES", 5)
+    net = mlp()
+    batches = [rand(sizes[n % len(sizes)], 3, seed=n) for n in range(120)]
+    graph = recycle.trace(net, lambda: net(batches[0]))
+    with Tracker(graph, sample_every=1) as tracker:
+        for x in batches:
+            net(x)
+    agrees(tracker.stats(graph["0"]), torch.cat([net[1](net[0](x)) for x in batches]).detach().numpy())
+
+
 def test_time_axis_counts_as_samples() -> None:
     net = mlp()
     x = rand(4, 6, 3)
@@ -315,8 +330,8 @@ def test_gradient_is_the_mean_over_passes() -> None:
     graph = recycle.trace(net, lambda: net(torch.ones(2, 1).double()))
     with Tracker(graph, sample_every=1) as tracker:
         (net(torch.tensor([[1.0], [-1.0]]).double()) * 4).sum().backward()  # |dL/dz| is 4 where the unit is on
-        net(torch.tensor([[1.0], [1.0]]).double()).sum().backward()
-    assert tracker.stats(graph["0"]).gradient.tolist() == [(2 + 1) / 2, (2 + 0) / 2]
+        net(torch.tensor([[1.0], [1.0], [1.0]]).double()).sum().backward()
+    assert tracker.stats(graph["0"]).gradient.tolist() == [(2 + 1) / 2, (2 + 0) / 2]  # whatever their sizes
 
 
 def test_gradient_of_summed_branches_is_not_that_of_one_dead_branch() -> None:
@@ -666,6 +681,9 @@ def test_every_sampled_update_is_seen_however_many_a_phase_has(updates: int) -> 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     tracker = Tracker(recycle.trace(net, lambda: net(x)), optimizers=[optimizer], sample_every=2)
     tracker.attach()
+    for _ in range(3):  # rollouts before training begins
+        tracker.pause()
+        tracker.resume()
     for _ in range(24 // updates):
         tracker.pause()
         tracker.resume()
