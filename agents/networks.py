@@ -229,9 +229,10 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
 def _ends_with_its_heads(policy: Any) -> bool:
     """Whether all units lie before the two heads: ``evaluate_actions`` goes on with a distribution of the actions,
     which has none, but for gSDE, and takes as long to trace as a small network."""
-    published = [getattr(policy, name).__module__ for name in ("evaluate_actions", "_get_action_dist_from_latent")]
+    methods = [getattr(policy, name, None) for name in ("evaluate_actions", "_get_action_dist_from_latent")]
+    published = ("stable_baselines3.", "sb3_contrib.")
     return not getattr(policy, "use_sde", False) and all(
-        module.startswith(("stable_baselines3.", "sb3_contrib.")) for module in published
+        getattr(method, "__module__", "").startswith(published) for method in methods
     )
 
 
