@@ -204,6 +204,7 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
     """PPO, A2C, TRPO and MaskablePPO, whose masks act behind the action head."""
     policy: Any = model.policy
     batch, actions = observations(model), _actions(model)
+    shared = policy.share_features_extractor
 
     def watch(obs: Any) -> Any:
         return policy.get_distribution(obs), policy.predict_values(obs)
@@ -212,7 +213,7 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
         if not _ends_with_its_heads(policy):
             return policy.evaluate_actions(batch, actions)
         features = policy.extract_features(batch)
-        return _both_heads(policy, (features, features) if policy.share_features_extractor else features)
+        return _heads(policy, *(policy.mlp_extractor(features) if shared else _latent(policy, *features)))
 
     return Network(
         "policy",
@@ -221,29 +222,30 @@ def _actor_critic(model: BaseAlgorithm) -> Network:
         watch,
         (policy.optimizer,),
         init=_orthogonal(policy),
-        box=box(model, lambda x: _both_heads(policy, _features(policy, x))),
+        box=box(model, lambda x: _heads(policy, *_latent(policy, *_features(policy, x)))),
         critic=state_values(model),
     )
 
 
 def _ends_with_its_heads(policy: Any) -> bool:
-    """Whether all units lie before the two heads: ``evaluate_actions`` goes on with a distribution of the actions,
-    which has none, but for gSDE, and takes as long to trace as a small network."""
+    """Whether ``evaluate_actions`` does nothing behind the two heads but build a distribution of the actions.
+
+    Only gSDE's has units of its own, and tracing a distribution takes as long as tracing a small network.
+    """
     methods = [getattr(policy, name, None) for name in ("evaluate_actions", "_get_action_dist_from_latent")]
-    published = ("stable_baselines3.", "sb3_contrib.")
+    written_in = [getattr(method, "__globals__", {}).get("__name__", "") for method in methods]
     return not getattr(policy, "use_sde", False) and all(
-        getattr(method, "__module__", "").startswith(published) for method in methods
+        module.startswith(("stable_baselines3.", "sb3_contrib.")) for module in written_in
     )
 
 
-def _both_heads(policy: Any, features: tuple[Any, Any]) -> tuple[Any, Any]:
-    """What the heads make of the actor's and the critic's features, as the policy's own passes run them."""
-    actor, critic = features
-    between = policy.mlp_extractor
-    if actor is critic:
-        actor, critic = between(actor)
-    else:
-        actor, critic = between.forward_actor(actor), between.forward_critic(critic)
+def _latent(policy: Any, actor: Any, critic: Any) -> tuple[Any, Any]:
+    """What the layers between make of the actor's and the critic's features."""
+    return policy.mlp_extractor.forward_actor(actor), policy.mlp_extractor.forward_critic(critic)
+
+
+def _heads(policy: Any, actor: Any, critic: Any) -> tuple[Any, Any]:
+    """What the heads make of that."""
     return policy.action_net(actor), policy.value_net(critic)
 
 
@@ -312,7 +314,7 @@ def _recurrent_box(model: BaseAlgorithm) -> Box | None:
             critic_state = actor_state
         else:
             critic_state = policy.critic(critic)
-        return _both_heads(policy, (actor_state, critic_state))
+        return _heads(policy, *_latent(policy, actor_state, critic_state))
 
     ends = box(model, run)
     if ends is None or policy.lstm_actor.proj_size:

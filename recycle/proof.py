@@ -20,6 +20,8 @@ from recycle.outputs import Call, Plain, difference, live_outputs, outputs, repe
 from recycle.resize import FEWEST, Layout, resized, why_layers_are_fixed, with_more, without
 
 _SHARE = 0.3
+_FEW = 4
+"""Below so many units one of them alone does the work of all in a trial; there is another for the others."""
 _FAR = 32.0
 """Every other pair of biases is as much larger: past where a clamp or a ReLU6 bends, not only a ReLU."""
 
@@ -36,19 +38,22 @@ class _Trial(NamedTuple):
     shares: Tensor
 
 
-def _ring(width: int) -> _Trial:
+def _ring(width: int, *, mirrored: bool = False) -> _Trial:
     """The odd units are silent; then those on either side of each even one do its work: 0 -> 1 and 2, 2 -> 3 and 4...
 
-    Every unit takes another's place, and all are linked: were there two kinds of units, some neighbours would be of
-    different kinds. Of an odd number the last is silent as well, and one does the work of three.
+    All units are linked: were there two kinds, some neighbours would be of different kinds. Of an odd number the last
+    is silent as well, and three do the work of one. Of two or three, unit 0 stays in its place; ``mirrored``, where
+    units are counted from the last to the first, it does not.
     """
     places = torch.arange(width)
     sources = ((places - 1) % width // 2 * 2).clamp_max(width - 2 - width % 2)
     silent = torch.ones(width, dtype=torch.bool)
     silent[sources] = False
     shares = torch.where(places % 2 > 0, 1 - _SHARE, torch.tensor(_SHARE, dtype=torch.double))
-    whole = torch.zeros_like(shares).index_add(0, sources, shares)
-    return _Trial(places[silent], places, sources, shares / whole[sources])
+    shares /= torch.zeros_like(shares).index_add(0, sources, shares)[sources]
+    if mirrored:
+        return _Trial(places[silent.flip(0)], places, width - 1 - sources.flip(0), shares.flip(0))
+    return _Trial(places[silent], places, sources, shares)
 
 
 def _split(parents: Tensor, slots: Tensor) -> _Trial:
@@ -105,8 +110,8 @@ def prove(
 ) -> dict[str, str]:
     """The groups whose trial splits change an output, or that reach none: ``{name: reason}``.
 
-    Every unit takes another's place, and changes places with its neighbours on biases of every sign and size. All
-    groups are tried together; only if that fails, in halves.
+    Units do the work of others, and change places with their neighbours on biases of every sign and size. All groups
+    are tried together; only if that fails, in halves.
     ``dropout``: the calls drop activations at random, which the trials leave out. ``reductions``: what mixes units
     beside the normalisations that torch knows by name (see :func:`described`); trials of inexact groups hold it.
     """
@@ -164,7 +169,9 @@ def _prove(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[]
     restore()
     silent = _silent([group for group in groups if group.name not in heard], calls, restore)
     audible = [group for group in groups if group.name not in silent]
-    return silent | (_broken(audible, trials, calls, restore) if reason else {})
+    failed = silent | (_broken(audible, trials, calls, restore) if reason else {})
+    few = [group for group in audible if group.width < _FEW and group.name not in failed]
+    return failed | _broken(few, {n: _ring(n, mirrored=True) for n in range(2, _FEW)}, calls, restore)
 
 
 def _silent(groups: Sequence[_Tried], calls: Sequence[Call], restore: Callable[[], None]) -> dict[str, str]:
@@ -183,7 +190,9 @@ def _broken(
     groups: Sequence[_Tried], trials: Mapping[int, _Trial], calls: Sequence[Call], restore: Callable[[], None]
 ) -> dict[str, str]:
     """The groups whose trials change an output, and by how much: found by halving, since few do."""
-    reason = _try(groups, trials, calls) if groups else ""
+    if not groups:
+        return {}
+    reason = _try(groups, trials, calls)
     restore()
     if not reason:
         return {}
@@ -352,7 +361,8 @@ class _Values:
         """Let neighbouring units stand on different sides of every bend.
 
         Biases and gains take both signs, those that are added to units also two sizes, in turn; ``swapped``: the small
-        ones are large and the large ones small. Units that change places in both cases have met every sign and size.
+        ones are large and the large ones small. Units that change places in both cases have met every sign and size,
+        but for the first and the last of an odd number, which miss a small one.
         """
         for tensor, upright in self._vectors:
             signs, far = _bends(upright.numel(), swapped)

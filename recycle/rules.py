@@ -261,7 +261,7 @@ RULES: dict[str, Rule] = {
         ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "rand_like", "randn_like",
          "lift_fresh", "lift", "detach", "detach_", "transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_",
          "swapdims_", "_assert_async", "sym_size", "sym_numel"), _ignore),
-    "_local_scalar_dense": _read,
+    **dict.fromkeys(("_local_scalar_dense", "_is_all_true", "_is_any_true"), _read),
 }
 """Operation name (without ``aten::``) to what it does to the labels."""
 # fmt: on

@@ -143,6 +143,9 @@ class Window:
         self._places: dict[tuple[int, int], Tensor] = {}  # views of the buffer, which cost more than a copy into them
         self.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_places": {}}  # a view that is pickled is no view any more
+
     def clear(self) -> None:
         """Forget everything."""
         self.filled = 0  # rows of the buffer whose moments are still to be taken

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import gymnasium as gym
@@ -171,6 +172,46 @@ def test_units_of_a_distribution_are_found_where_a_policy_has_its_own():
 
     _, graph = traced(ppo(Own))
     assert PI[1] not in [group.name for group in graph] and VF[1] in [group.name for group in graph]
+
+
+def test_a_policy_whose_evaluation_is_wrapped_is_its_own():
+    class Own(ActorCriticPolicy):
+        @functools.wraps(ActorCriticPolicy.evaluate_actions)
+        def evaluate_actions(self, obs, actions):
+            values, log_prob, entropy = super().evaluate_actions(obs, actions)
+            return values * self.mlp_extractor.policy_net(obs)[:, :1], log_prob, entropy
+
+    _, graph = traced(ppo(Own))
+    assert PI[1] not in [group.name for group in graph] and VF[1] in [group.name for group in graph]
+
+
+class Mixed(nn.Module):
+    """A critic that reads what the actor's layer gives, but not in ``forward``, which nobody calls here."""
+
+    latent_dim_pi = latent_dim_vf = 8
+
+    def __init__(self, features):
+        super().__init__()
+        self.pi, self.vf, self.mix = nn.Linear(features, 8), nn.Linear(features, 8), nn.Linear(8, 8)
+
+    def forward(self, features):
+        raise NotImplementedError
+
+    def forward_actor(self, features):
+        return torch.relu(self.pi(features))
+
+    def forward_critic(self, features):
+        return torch.relu(self.vf(features) + self.mix(self.forward_actor(features)))
+
+
+def test_the_layers_between_are_traced_as_training_runs_them():
+    class Own(ActorCriticPolicy):
+        def _build_mlp_extractor(self):
+            self.mlp_extractor = Mixed(self.features_dim)
+
+    model = PPO(Own, "CartPole-v1", n_steps=64, device="cpu", policy_kwargs={"share_features_extractor": False})
+    _, graph = traced(model)
+    assert sorted(consumers(graph["mlp_extractor.pi"])) == ["action_net.weight", "mlp_extractor.mix.weight"]
 
 
 @pytest.mark.parametrize(

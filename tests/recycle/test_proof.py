@@ -52,9 +52,10 @@ def failed(net: Any, *groups: UnitGroup) -> dict[str, str]:
         return prove(groups, net, [lambda: net(X)], dropout=False)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("width", [*WIDTHS, 63, 64])
-def test_a_ring_links_all_units_and_gives_away_all_of_each_source(width: int) -> None:
-    ring = _ring(width)
+def test_a_ring_links_all_units_and_gives_away_all_of_each_source(width: int, mirrored: bool) -> None:
+    ring = _ring(width, mirrored=mirrored)
     assert ring.places.tolist() == list(range(width))
     sources = set(ring.sources.tolist())
     assert sources.isdisjoint(ring.silent.tolist()) and len(sources) + len(ring.silent) == width
@@ -66,6 +67,36 @@ def test_a_ring_links_all_units_and_gives_away_all_of_each_source(width: int) ->
         for pair in zip(ring.places.tolist(), ring.sources.tolist(), strict=True):
             linked |= set(pair) if linked & set(pair) else set()
     assert linked == set(range(width))
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 5])
+def test_every_unit_takes_anothers_place_of_few_as_well(width: int) -> None:
+    stays = [(ring.places == ring.sources).tolist() for ring in (_ring(width), _ring(width, mirrored=True))]
+    assert not any(map(all, zip(*stays, strict=True)))
+    assert width < 4 or not any(stays[0])
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_units_of_few_that_are_silent_on_most_inputs_are_still_tried(width: int) -> None:
+    """Without a bias a unit may be silent on all inputs that there are; then others have to show what is wrong."""
+
+    class Largest(Hidden):
+        def __init__(self) -> None:
+            super().__init__(width, lambda h: h)
+            self.first = nn.Linear(3, width, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.first(x))
+            return self.last(h * (h == h.amax(1, keepdim=True)))
+
+    net, own = built(Largest), torch.arange(width)[:, None]
+    axes = (Axis("first.weight", 0, own, "weight"),), (Axis("last.weight", 1, own, "consumer"),)
+    group, found = UnitGroup("first", width, *axes, net), 0
+    for seed in range(24):
+        x = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            found += bool(prove([group], net, [lambda x=x: net(x)], dropout=False))
+    assert found >= 22  # one ring alone finds 14 of two units, 19 of three
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recycle
+from recycle.stats import Window
 from recycle.targets import peak
 from recycle.track import Tracker
 
@@ -118,6 +121,17 @@ def test_a_buffer_that_is_filled_again_and_again_by_passes_of_other_sizes(
         for x in batches:
             net(x)
     agrees(tracker.stats(graph["0"]), torch.cat([net[1](net[0](x)) for x in batches]).detach().numpy())
+
+
+def test_a_window_that_was_pickled_and_cleared_sees_what_is_new() -> None:
+    window = Window()
+    for seed in range(3):
+        window.add(rand(4, 3, seed=seed))
+    window.clear()
+    for other in (copy.deepcopy(window), pickle.loads(pickle.dumps(window))):
+        for value in (5.0, 6.0, 7.0):
+            other.add(torch.full((4, 3), value).double())
+        assert other.read()["mean"].tolist() == [6.0, 6.0, 6.0]
 
 
 def test_time_axis_counts_as_samples() -> None:
