@@ -184,6 +184,7 @@ class Cluster:
 
 def _attempt(folder: str, words: list[str], log: str, workplace: str, gpu: bool) -> tuple[int, str, str]:
     """Runs in a worker of Ray, perhaps on another machine."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so Ray ends a task; background jobs inherit it ignored
     host = socket.gethostname()
     for needed in (workplace, os.path.dirname(log)):
         if not os.path.isdir(needed):

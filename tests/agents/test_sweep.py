@@ -395,17 +395,27 @@ def test_a_signal_that_comes_with_the_last_runs_end_changes_nothing(tmp_path, mo
     assert ("Go on with" in capsys.readouterr().err) == (code == 130)
 
 
-def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
-    """On this machine alone, as a user types it."""
+def ignoring_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("asked", "begin"), [(signal.SIGINT, None), (signal.SIGTERM, ignoring_ctrl_c)], ids=["typed", "in the background"]
+)
+def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate, asked, begin):
+    """On this machine alone. What a script starts with ``&`` has SIGINT ignored, and so have all its children."""
     pytest.importorskip("ray")
     given, folder = gate
     root = tmp_path / "runs"
     command = [sys.executable, "-m", "agents.sweep", "--seeds", "1", "--log-folder", str(root), "--", *given]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=begin, **pipes)
     try:
         waiting(folder, 1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        if begin is None:
+            os.killpg(process.pid, asked)  # as a terminal does
+        else:
+            process.send_signal(asked)
         assert any("stopping" in line for line in process.stdout)
         (log,) = root.rglob("0.log")
         until = time.monotonic() + 100
@@ -415,9 +425,9 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(tmp_path, gate):
         err = process.communicate(timeout=200)[1]
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 128 + asked
     again = shlex.join(["python", "-m", "agents.sweep", *command[3:]])
-    assert err == f"SIGINT: the runs have written checkpoints. Go on with: {again}\n"
+    assert err == f"{asked.name}: the runs have written checkpoints. Go on with: {again}\n"
     assert list(root.rglob("checkpoints/model_80_steps.zip"))
     assert gathered(root)["0"]["stage"] == "running"
     assert main(command[3:]) == 0
