@@ -82,7 +82,7 @@ class _Tried:
         shares = trial.shares[:, None, None]
         for axis, tensor in self.outgoing:
             columns = axis.read(tensor, trial.sources)
-            axis.write(tensor, trial.places, columns * shares.to(columns))
+            axis.write(tensor, trial.places, columns.mul_(shares.to(columns)))
 
     def roll(self) -> None:
         """Let every unit take the place of the one before."""
@@ -370,7 +370,9 @@ class _Values:
             if id(tensor) in self._added:
                 bent = torch.where(far.to(bent.device), bent * _FAR, bent)
             tensor.copy_(bent.reshape(tensor.shape))
-        self._tensors = [(tensor, value.copy_(tensor)) for tensor, value in self._tensors]
+        for tensor, value in self._tensors:
+            if tensor.dim() <= 1:
+                value.copy_(tensor)
 
 
 @lru_cache(64)
