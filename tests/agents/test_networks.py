@@ -164,6 +164,13 @@ def test_what_follows_the_heads_has_no_units(kind, policy, env, own):
     assert places(graph) == places(whole)
 
 
+def test_the_noise_of_gsde_reads_units():
+    _, graph = traced(ppo(env=Spaces(BOX, spaces.Box(-1, 1, (2,))), use_sde=True))
+    assert [group.name for group in graph] == [PI[0], *VF]
+    assert "log_std" in graph.frozen[PI[1]]
+    assert graph.frozen["action_net"] == "its value is read by Python"  # torch checks a distribution's parameters
+
+
 def test_units_of_a_distribution_are_found_where_a_policy_has_its_own():
     class Own(ActorCriticPolicy):
         def evaluate_actions(self, obs, actions):

@@ -156,11 +156,5 @@ def test_what_no_output_depends_on_is_said_to_be_so_and_does_not_spoil_the_other
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_values_that_carry_no_gradient_are_heard(width: int) -> None:
-    class Rounded(Hidden):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(F.relu(self.first(x))).mul(1e6).round().detach()
-
-    net = built(lambda: Rounded(width, lambda h: h))
-    assert [group.name for group in recycle.trace(net, lambda: net(X))] in (["first"], [])  # rounding may show
     net = built(lambda: Hidden(width, lambda h: h[:, :0]))
     assert [group.name for group in recycle.trace(net, lambda: net(X).detach())] == ["first"]
